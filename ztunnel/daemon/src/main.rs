@@ -1,0 +1,2 @@
+//! The `ztunnel` binary.
+fn main() {}

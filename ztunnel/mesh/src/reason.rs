@@ -1,0 +1,81 @@
+//! Why a connection ended or was refused: one closed list for logs, metrics and explanations.
+
+use core::fmt;
+
+/// The single reason of an ended connection. Every variant has a code, a cause and a next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// Both sides closed in order.
+    Complete,
+    /// The app or its peer reset the connection.
+    Reset,
+    /// The destination is one of the proxy's own ports or the proxied connection would come back to itself.
+    Loop,
+    /// The pod is enrolled, but the control plane does not know it.
+    WorkloadUnknown,
+    /// The service exists, but none of its endpoints can take the connection.
+    NoHealthyEndpoint,
+    /// The destination needs a path that cannot be built (waypoint or gateway missing).
+    NoRoute,
+    /// No certificate for this pod in time.
+    IdentityUnavailable,
+    /// The peer's 15008 did not answer.
+    PeerUnreachable,
+    /// TLS with the peer failed.
+    PeerTlsFailed,
+    /// The peer proved another identity than the expected one.
+    PeerIdentityMismatch,
+    /// The peer broke the tunnel protocol.
+    PeerProtocol,
+    /// The peer answered the CONNECT with something other than 200.
+    PeerRefused,
+    /// The CONNECT asks for something that is not here.
+    BadRequest,
+    /// Policy denies it.
+    PolicyDenied,
+    /// The destination (an app, or a host outside the mesh) did not accept the connection.
+    DestinationUnreachable,
+    /// The pod was unenrolled or the daemon stopped before the connection ended.
+    Drained,
+    /// A limit of this node was reached.
+    Overloaded,
+}
+
+impl Reason {
+    /// Stable code for machines.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Complete => "COMPLETE",
+            Self::Reset => "RESET",
+            Self::Loop => "LOOP",
+            Self::WorkloadUnknown => "WORKLOAD_UNKNOWN",
+            Self::NoHealthyEndpoint => "NO_HEALTHY_ENDPOINT",
+            Self::NoRoute => "NO_ROUTE",
+            Self::IdentityUnavailable => "IDENTITY_UNAVAILABLE",
+            Self::PeerUnreachable => "PEER_UNREACHABLE",
+            Self::PeerTlsFailed => "PEER_TLS_FAILED",
+            Self::PeerIdentityMismatch => "PEER_IDENTITY_MISMATCH",
+            Self::PeerProtocol => "PEER_PROTOCOL",
+            Self::PeerRefused => "PEER_REFUSED",
+            Self::BadRequest => "BAD_REQUEST",
+            Self::PolicyDenied => "POLICY_DENIED",
+            Self::DestinationUnreachable => "DESTINATION_UNREACHABLE",
+            Self::Drained => "DRAINED",
+            Self::Overloaded => "OVERLOADED",
+        }
+    }
+
+    /// Whether the connection ended as both sides wanted.
+    #[must_use]
+    pub const fn is_success(self) -> bool {
+        matches!(self, Self::Complete)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.code())
+    }
+}

@@ -1,0 +1,14 @@
+//! Everything asynchronous of the node daemon, in rooms; a room imports rooms of lower rows only.
+//!
+//! ```text
+//! 0  task           task groups, shutdown, backoff, sockets in a pod's namespace
+//! 1  telemetry      the one record per connection
+//! 2  state   tls    snapshot publication (one writer) · rustls contexts, SPIFFE verifier, credentials
+//! 3  relay   control_plane    joining two streams · authenticated gRPC channel
+//! 4  tunnel  capture    HBONE client, pool, server · eBPF load, attach
+//! 5  identity  discovery  outbound  inbound
+//! 6  pod            all sockets of one pod: bind in its namespace, start, drain, stop
+//! 7  enroll         pods table and its sources
+//! ```
+
+pub mod task;

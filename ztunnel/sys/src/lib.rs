@@ -1,0 +1,7 @@
+//! Everything that touches the kernel by number or pointer: network namespaces, socket options, netlink,
+//! cgroups. The only user-space crate with `unsafe` in it; no async, no knowledge of the mesh.
+
+#![expect(unsafe_code, reason = "this crate is the place for it")]
+
+pub mod netns;
+pub mod socket;

@@ -1,0 +1,184 @@
+//! Sockets with the options that std and tokio do not offer.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::sys::socket::{
+    AddressFamily, SetSockOpt, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, setsockopt,
+    socket, sockopt,
+};
+
+/// The address family of a TCP socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// The family that reaches `ip`.
+    #[must_use]
+    pub fn of(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+/// Opens a non-blocking TCP socket in the namespace of the calling thread.
+///
+/// # Errors
+/// When the kernel refuses (no such family in this namespace, out of descriptors).
+pub fn tcp(family: Family) -> io::Result<OwnedFd> {
+    let domain = match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    };
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    Ok(socket(domain, SockType::Stream, flags, SockProtocol::Tcp)?)
+}
+
+/// Lets a socket use addresses that are not the host's: it may bind to them, and as a listener it answers
+/// for them. Needs `CAP_NET_ADMIN`.
+///
+/// # Errors
+/// When the capability is missing.
+pub fn set_transparent(fd: BorrowedFd<'_>, family: Family) -> io::Result<()> {
+    match family {
+        Family::V4 => {
+            setsockopt(&fd, sockopt::IpTransparent, &true)?;
+            setsockopt(&fd, sockopt::IpFreebind, &true)?;
+        }
+        Family::V6 => {
+            set_raw(fd, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1)?;
+            set_raw(fd, libc::SOL_IPV6, libc::IPV6_FREEBIND, 1)?;
+        }
+    }
+    Ok(())
+}
+
+/// Marks every packet of the socket. Needs `CAP_NET_ADMIN` or `CAP_NET_RAW`.
+///
+/// # Errors
+/// When the capability is missing.
+pub fn set_mark(fd: BorrowedFd<'_>, mark: u32) -> io::Result<()> {
+    Ok(sockopt::Mark.set(&fd, &mark)?)
+}
+
+/// Binds a transparent socket to `source` with a port below the range that clients draw from, so that its
+/// tuple cannot equal the one of the connection it stands for. `avoid` is never chosen. `draw` gives random numbers.
+///
+/// # Errors
+/// When no port is free after a bounded number of tries.
+pub fn bind_as(
+    fd: BorrowedFd<'_>,
+    source: IpAddr,
+    avoid: u16,
+    mut draw: impl FnMut() -> u16,
+) -> io::Result<()> {
+    /// Below the kernel's default `ip_local_port_range` of 32768 to 60999, above what services listen on.
+    const PORTS: std::ops::Range<u16> = 10_240..32_768;
+    const TRIES: usize = 32;
+
+    // Only the whole tuple must be unique, which connect checks.
+    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+    for _ in 0..TRIES {
+        let port = PORTS.start + draw() % (PORTS.end - PORTS.start);
+        if port == avoid {
+            continue;
+        }
+        match bind(
+            fd.as_raw_fd(),
+            &SockaddrStorage::from(SocketAddr::new(source, port)),
+        ) {
+            Ok(()) => return Ok(()),
+            Err(err) => last = err.into(),
+        }
+    }
+    Err(last)
+}
+
+/// The kernel's cookie for the namespace of the calling thread.
+///
+/// # Errors
+/// When the kernel is older than 5.14.
+pub fn netns_cookie() -> io::Result<u64> {
+    /// `SO_NETNS_COOKIE` of `asm-generic/socket.h`, not in libc for every target.
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let probe = socket(
+        AddressFamily::Unix,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    let mut cookie: u64 = 0;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: `probe` is open for the call. `cookie` is writable for `len` bytes and the kernel writes no
+    // more than `len`.
+    let rc = unsafe {
+        libc::getsockopt(
+            probe.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if rc == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// IPv4-mapped IPv6 addresses as the IPv4 addresses they are.
+#[must_use]
+pub fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+/// Listens on any port of any address of the family: which connections arrive is decided by `sk_lookup`.
+///
+/// # Errors
+/// When the kernel refuses; for `Family::V6` also when the namespace has no IPv6.
+pub fn listen_any(family: Family, backlog: i32) -> io::Result<OwnedFd> {
+    let fd = tcp(family)?;
+    let any = match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        Family::V6 => {
+            setsockopt(&fd, sockopt::Ipv6V6Only, &false)?;
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        }
+    };
+    set_transparent(fd.as_fd(), family)?;
+    // Inherited by every accepted socket, which saves a system call for each.
+    setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
+    setsockopt(&fd, sockopt::KeepAlive, &true)?;
+    bind(
+        fd.as_raw_fd(),
+        &SockaddrStorage::from(SocketAddr::new(any, 0)),
+    )?;
+    nix::sys::socket::listen(&fd, nix::sys::socket::Backlog::new(backlog)?)?;
+    Ok(fd)
+}
+
+fn set_raw(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: `fd` is borrowed, so it stays open for the call, and the kernel reads `len` bytes of `value`,
+    // which lives on this stack frame.
+    let rc =
+        unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), len) };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
