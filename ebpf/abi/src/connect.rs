@@ -64,8 +64,15 @@ mod tests {
     use crate::address;
 
     fn check(state: u32, to: &str, bound_to: u32, expected: Connect) {
-        let pod = PodEntry { state, interfaces: [2, 3, 0, 0, 0, 0, 0, 0] };
-        assert_eq!(decide(&pod, &address(to), bound_to), expected, "{state} {to} {bound_to}");
+        let pod = PodEntry {
+            state,
+            interfaces: [2, 3, 0, 0, 0, 0, 0, 0],
+        };
+        assert_eq!(
+            decide(&pod, &address(to), bound_to),
+            expected,
+            "{state} {to} {bound_to}"
+        );
     }
 
     #[test]

@@ -62,10 +62,24 @@ mod tests {
 
     #[test]
     fn loopback_is_recognized_in_every_form() {
-        for ip in ["127.0.0.1", "127.9.8.7", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1"] {
+        for ip in [
+            "127.0.0.1",
+            "127.9.8.7",
+            "::1",
+            "0.0.0.0",
+            "::",
+            "::ffff:127.0.0.1",
+        ] {
             assert!(is_loopback(&address(ip)), "{ip}");
         }
-        for ip in ["10.0.0.1", "128.0.0.1", "::2", "fe80::1", "::ffff:10.0.0.1", "7f00::1"] {
+        for ip in [
+            "10.0.0.1",
+            "128.0.0.1",
+            "::2",
+            "fe80::1",
+            "::ffff:10.0.0.1",
+            "7f00::1",
+        ] {
             assert!(!is_loopback(&address(ip)), "{ip}");
         }
     }

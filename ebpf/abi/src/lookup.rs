@@ -105,7 +105,11 @@ fn is_own(pod: &PodSettings, address: &Address) -> bool {
     let mut i = 0;
     while i < MAX_ADDRESSES {
         let own = &pod.addresses[i];
-        if own[3] == address[3] && own[2] == address[2] && own[1] == address[1] && own[0] == address[0] {
+        if own[3] == address[3]
+            && own[2] == address[2]
+            && own[1] == address[1]
+            && own[0] == address[0]
+        {
             return true;
         }
         i += 1;
@@ -137,10 +141,20 @@ mod tests {
         let mut addresses = [[0; 4]; MAX_ADDRESSES];
         addresses[0] = address("10.0.0.5");
         addresses[1] = address("fd00::5");
-        PodSettings { flags, workers, addresses }
+        PodSettings {
+            flags,
+            workers,
+            addresses,
+        }
     }
 
-    fn check(pod: &PodSettings, interface: u32, local: (&str, u16), remote: (&str, u16), expected: Verdict) {
+    fn check(
+        pod: &PodSettings,
+        interface: u32,
+        local: (&str, u16),
+        remote: (&str, u16),
+        expected: Verdict,
+    ) {
         let arrival = Arrival {
             interface,
             local: address(local.0),
@@ -157,42 +171,126 @@ mod tests {
 
     #[test]
     fn captured_connections_go_to_the_outbound_listener() {
-        check(&pod(1, 0), LO, ("10.96.0.1", 80), ("10.0.0.5", 40000), to(Listener::Outbound));
-        check(&pod(1, 0), LO, ("fd00::9", 80), ("fd00::5", 40000), to(Listener::Outbound));
-        check(&pod(1, 0), LO, ("10.0.0.6", 15008), ("10.0.0.5", 40000), to(Listener::Outbound));
+        check(
+            &pod(1, 0),
+            LO,
+            ("10.96.0.1", 80),
+            ("10.0.0.5", 40000),
+            to(Listener::Outbound),
+        );
+        check(
+            &pod(1, 0),
+            LO,
+            ("fd00::9", 80),
+            ("fd00::5", 40000),
+            to(Listener::Outbound),
+        );
+        check(
+            &pod(1, 0),
+            LO,
+            ("10.0.0.6", 15008),
+            ("10.0.0.5", 40000),
+            to(Listener::Outbound),
+        );
     }
 
     #[test]
     fn the_app_reaches_itself() {
-        check(&pod(1, 0), LO, ("127.0.0.1", 80), ("127.0.0.1", 40000), Verdict::Pass);
+        check(
+            &pod(1, 0),
+            LO,
+            ("127.0.0.1", 80),
+            ("127.0.0.1", 40000),
+            Verdict::Pass,
+        );
         check(&pod(1, 0), LO, ("::1", 80), ("::1", 40000), Verdict::Pass);
-        check(&pod(1, 0), LO, ("10.0.0.5", 80), ("10.0.0.5", 40000), Verdict::Pass);
-        check(&pod(1, 0), ETH0, ("10.0.0.5", 80), ("10.0.0.5", 40000), Verdict::Pass);
+        check(
+            &pod(1, 0),
+            LO,
+            ("10.0.0.5", 80),
+            ("10.0.0.5", 40000),
+            Verdict::Pass,
+        );
+        check(
+            &pod(1, 0),
+            ETH0,
+            ("10.0.0.5", 80),
+            ("10.0.0.5", 40000),
+            Verdict::Pass,
+        );
     }
 
     #[test]
     fn delivery_reaches_the_app() {
-        check(&pod(1, 0), LO, ("10.0.0.5", 80), ("10.1.0.7", 20000), Verdict::Pass);
+        check(
+            &pod(1, 0),
+            LO,
+            ("10.0.0.5", 80),
+            ("10.1.0.7", 20000),
+            Verdict::Pass,
+        );
     }
 
     #[test]
     fn traffic_from_outside_is_captured() {
-        check(&pod(1, 0), ETH0, ("10.0.0.5", 80), ("10.1.0.7", 40000), to(Listener::Inbound));
-        check(&pod(1, 0), ETH0, ("10.0.0.5", 15008), ("10.1.0.7", 40000), to(Listener::Hbone));
-        check(&pod(1, 0), ETH0, ("10.0.0.5", 15008), ("10.0.0.5", 40000), to(Listener::Hbone));
+        check(
+            &pod(1, 0),
+            ETH0,
+            ("10.0.0.5", 80),
+            ("10.1.0.7", 40000),
+            to(Listener::Inbound),
+        );
+        check(
+            &pod(1, 0),
+            ETH0,
+            ("10.0.0.5", 15008),
+            ("10.1.0.7", 40000),
+            to(Listener::Hbone),
+        );
+        check(
+            &pod(1, 0),
+            ETH0,
+            ("10.0.0.5", 15008),
+            ("10.0.0.5", 40000),
+            to(Listener::Hbone),
+        );
     }
 
     #[test]
     fn bypass_leaves_hbone_captured() {
         let pod = pod(1, FLAG_BYPASS_INBOUND);
-        check(&pod, ETH0, ("10.0.0.5", 80), ("10.1.0.7", 40000), Verdict::Pass);
-        check(&pod, ETH0, ("10.0.0.5", 15008), ("10.1.0.7", 40000), to(Listener::Hbone));
+        check(
+            &pod,
+            ETH0,
+            ("10.0.0.5", 80),
+            ("10.1.0.7", 40000),
+            Verdict::Pass,
+        );
+        check(
+            &pod,
+            ETH0,
+            ("10.0.0.5", 15008),
+            ("10.1.0.7", 40000),
+            to(Listener::Hbone),
+        );
     }
 
     #[test]
     fn without_workers_nothing_passes_to_the_app() {
-        check(&pod(0, 0), ETH0, ("10.0.0.5", 80), ("10.1.0.7", 40000), Verdict::Drop);
-        check(&pod(0, 0), LO, ("10.96.0.1", 80), ("10.0.0.5", 40000), Verdict::Drop);
+        check(
+            &pod(0, 0),
+            ETH0,
+            ("10.0.0.5", 80),
+            ("10.1.0.7", 40000),
+            Verdict::Drop,
+        );
+        check(
+            &pod(0, 0),
+            LO,
+            ("10.96.0.1", 80),
+            ("10.0.0.5", 40000),
+            Verdict::Drop,
+        );
     }
 
     #[test]
@@ -209,8 +307,13 @@ mod tests {
             decide(&pod, &arrival)
         };
         assert_eq!(slot_of("10.96.0.1", 80, 1), slot_of("10.96.0.1", 80, 2));
-        let peers: Vec<_> = (1..=50).map(|n| slot_of(&format!("10.96.0.{n}"), 80, 1)).collect();
-        let first = peers.iter().filter(|slot| **slot == to(Listener::Outbound)).count();
+        let peers: Vec<_> = (1..=50)
+            .map(|n| slot_of(&format!("10.96.0.{n}"), 80, 1))
+            .collect();
+        let first = peers
+            .iter()
+            .filter(|slot| **slot == to(Listener::Outbound))
+            .count();
         assert!((10..=40).contains(&first), "{first} of 50");
     }
 }
