@@ -61,7 +61,7 @@ pub fn decide(pod: &PodEntry, to: &Address, bound_to: u32) -> Connect {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address;
+    use crate::parse;
 
     fn check(state: u32, to: &str, bound_to: u32, expected: Connect) {
         let pod = PodEntry {
@@ -69,7 +69,7 @@ mod tests {
             interfaces: [2, 3, 0, 0, 0, 0, 0, 0],
         };
         assert_eq!(
-            decide(&pod, &address(to), bound_to),
+            decide(&pod, &parse(to), bound_to),
             expected,
             "{state} {to} {bound_to}"
         );

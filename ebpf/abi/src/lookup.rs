@@ -132,15 +132,15 @@ fn mix(address: &Address, port: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address;
+    use crate::parse;
 
     const LO: u32 = 1;
     const ETH0: u32 = 2;
 
     fn pod(workers: u32, flags: u32) -> PodSettings {
         let mut addresses = [[0; 4]; MAX_ADDRESSES];
-        addresses[0] = address("10.0.0.5");
-        addresses[1] = address("fd00::5");
+        addresses[0] = parse("10.0.0.5");
+        addresses[1] = parse("fd00::5");
         PodSettings {
             flags,
             workers,
@@ -157,9 +157,9 @@ mod tests {
     ) {
         let arrival = Arrival {
             interface,
-            local: address(local.0),
+            local: parse(local.0),
             local_port: local.1,
-            remote: address(remote.0),
+            remote: parse(remote.0),
             remote_port: remote.1,
         };
         assert_eq!(decide(pod, &arrival), expected, "{local:?} <- {remote:?}");
@@ -299,9 +299,9 @@ mod tests {
         let slot_of = |local: &str, port: u16, client_port: u16| {
             let arrival = Arrival {
                 interface: LO,
-                local: address(local),
+                local: parse(local),
                 local_port: port,
-                remote: address("10.0.0.5"),
+                remote: parse("10.0.0.5"),
                 remote_port: client_port,
             };
             decide(&pod, &arrival)

@@ -11,4 +11,5 @@
 //! 7  enroll         pods table and its sources
 //! ```
 
+pub mod capture;
 pub mod task;

@@ -91,7 +91,10 @@ pub fn leave_own() -> io::Result<()> {
 }
 
 /// Where the cgroup-v2 hierarchy is mounted: on hybrid systems not at `/sys/fs/cgroup`.
-fn root() -> Result<PathBuf, CgroupError> {
+///
+/// # Errors
+/// When there is none.
+pub fn root() -> Result<PathBuf, CgroupError> {
     let path = PathBuf::from("/proc/self/mountinfo");
     let mounts = fs::read_to_string(&path).map_err(|source| CgroupError::Read { path, source })?;
     mounts
