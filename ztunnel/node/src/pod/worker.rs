@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 use tracing::{error, warn};
+use ztunnel_mesh::Mesh;
 use ztunnel_mesh::name::{PodName, PodUid};
 
 use crate::capture::ListenerSet;
@@ -232,25 +233,17 @@ impl ServedPod {
 
     /// Has the pod's certificate fetched before its first connection needs it, and kept while it is served.
     fn hold_certificate(&self, pod: PodName, context: NodeContext) {
-        /// Only how often waiting starts anew: a pod may be enrolled long before the control plane knows it.
-        const PATIENCE: Duration = Duration::from_secs(3600);
+        /// A pod may be enrolled long before the control plane knows it.
+        const PATIENCE: Duration = Duration::from_hours(24 * 365);
         let shutdown = self.shutdown.clone();
         self.accepting.spawn_local(async move {
-            let known = async {
-                loop {
-                    let find = |mesh: &ztunnel_mesh::Mesh| mesh.local_workload(&context.node_name, &pod);
-                    if let Some(workload) = context.mesh.wait_for(PATIENCE, find).await {
-                        return workload;
-                    }
-                }
+            let find = |mesh: &Mesh| mesh.local_workload(&context.node_name, &pod);
+            let workload = tokio::select! {
+                () = shutdown.started() => return,
+                workload = context.mesh.wait_for(PATIENCE, find) => workload,
             };
-            tokio::select! {
-                () = shutdown.started() => {}
-                workload = known => {
-                    let _held = context.identities.hold(workload.identity());
-                    shutdown.started().await;
-                }
-            }
+            let _held = workload.map(|workload| context.identities.hold(workload.identity()));
+            shutdown.started().await;
         });
     }
 
