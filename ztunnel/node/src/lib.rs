@@ -12,4 +12,7 @@
 //! ```
 
 pub mod capture;
+pub mod control_plane;
+pub mod identity;
 pub mod task;
+pub mod tls;
