@@ -60,26 +60,29 @@ pub enum Verdict {
 }
 
 /// Decides. For an address of the pod the kernel reports the interface that owns it, unless the packet was marked
-/// and so took the route through `lo`.
+/// and so took the route through `lo`; for a socket bound to an interface it reports that interface.
 #[inline(always)]
 #[must_use]
 pub fn decide(pod: &PodSettings, arrival: &Arrival) -> Verdict {
     const LO: u32 = 1;
-    if arrival.interface == LO {
-        // The app talking to itself, or the daemon's delivery to it.
-        if is_loopback(&arrival.local) || is_own(pod, &arrival.local) {
-            return Verdict::Pass;
-        }
+    let to_self = is_loopback(&arrival.local) || is_own(pod, &arrival.local);
+    let on_lo = arrival.interface == LO;
+    let from_self = is_own(pod, &arrival.remote);
+    if !to_self && (on_lo || from_self) {
         // By destination, so that all streams to one peer can share a tunnel of one worker.
         let hash = mix(&arrival.local, u32::from(arrival.local_port));
         return slot(pod, Listener::Outbound, hash);
+    }
+    if on_lo {
+        // The app talking to itself, or the daemon's delivery to it.
+        return Verdict::Pass;
     }
     let hash = mix(&arrival.remote, u32::from(arrival.remote_port));
     if arrival.local_port == HBONE_PORT {
         return slot(pod, Listener::Hbone, hash);
     }
-    // An unmarked self-call: from before enrolment, or the daemon's delivery with the pod as its own client.
-    if is_own(pod, &arrival.remote) || pod.flags & FLAG_BYPASS_INBOUND != 0 {
+    // An unmarked self-call is from before enrollment or from the daemon.
+    if from_self || pod.flags & FLAG_BYPASS_INBOUND != 0 {
         return Verdict::Pass;
     }
     slot(pod, Listener::Inbound, hash)
@@ -188,6 +191,24 @@ mod tests {
         check(
             &pod(1, 0),
             LO,
+            ("10.0.0.6", 15008),
+            ("10.0.0.5", 40000),
+            to(Listener::Outbound),
+        );
+    }
+
+    #[test]
+    fn a_socket_bound_to_an_interface_does_not_escape() {
+        check(
+            &pod(1, 0),
+            ETH0,
+            ("10.96.0.1", 80),
+            ("10.0.0.5", 40000),
+            to(Listener::Outbound),
+        );
+        check(
+            &pod(1, 0),
+            ETH0,
             ("10.0.0.6", 15008),
             ("10.0.0.5", 40000),
             to(Listener::Outbound),
