@@ -61,11 +61,18 @@ pub fn decide(pod: &PodEntry, to: &Address, bound_to: u32) -> Connect {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address;
+    use crate::parse;
 
     fn check(state: u32, to: &str, bound_to: u32, expected: Connect) {
-        let pod = PodEntry { state, interfaces: [2, 3, 0, 0, 0, 0, 0, 0] };
-        assert_eq!(decide(&pod, &address(to), bound_to), expected, "{state} {to} {bound_to}");
+        let pod = PodEntry {
+            state,
+            interfaces: [2, 3, 0, 0, 0, 0, 0, 0],
+        };
+        assert_eq!(
+            decide(&pod, &parse(to), bound_to),
+            expected,
+            "{state} {to} {bound_to}"
+        );
     }
 
     #[test]

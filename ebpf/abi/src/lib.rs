@@ -3,10 +3,12 @@
 //!
 //! Invariants: every shared type is `repr(C)`, fixed width, without implicit padding. A change of layout or
 //! meaning bumps [`ABI_VERSION`], which is part of the path where maps are pinned.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "user")), no_std)]
 
 pub mod connect;
 pub mod lookup;
+#[cfg(feature = "user")]
+mod user;
 
 /// Version of everything in this crate. Maps of another version are never opened.
 pub const ABI_VERSION: u32 = 1;
@@ -47,13 +49,20 @@ pub const fn is_loopback(address: &Address) -> bool {
     c == 0 && u32::from_be(d) <= 1
 }
 
-#[cfg(test)]
-pub(crate) fn address(ip: &str) -> Address {
-    let octets = match ip.parse().unwrap() {
-        std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        std::net::IpAddr::V6(v6) => v6.octets(),
+/// `ip` as [`Address`].
+#[must_use]
+pub fn address(ip: core::net::IpAddr) -> Address {
+    let octets = match ip {
+        core::net::IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        core::net::IpAddr::V6(v6) => v6.octets(),
     };
-    std::array::from_fn(|i| u32::from_ne_bytes(octets[i * 4..][..4].try_into().unwrap()))
+    let (words, _) = octets.as_chunks::<4>();
+    core::array::from_fn(|i| u32::from_ne_bytes(words[i]))
+}
+
+#[cfg(test)]
+pub(crate) fn parse(ip: &str) -> Address {
+    address(ip.parse().unwrap())
 }
 
 #[cfg(test)]
@@ -62,11 +71,25 @@ mod tests {
 
     #[test]
     fn loopback_is_recognized_in_every_form() {
-        for ip in ["127.0.0.1", "127.9.8.7", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1"] {
-            assert!(is_loopback(&address(ip)), "{ip}");
+        for ip in [
+            "127.0.0.1",
+            "127.9.8.7",
+            "::1",
+            "0.0.0.0",
+            "::",
+            "::ffff:127.0.0.1",
+        ] {
+            assert!(is_loopback(&parse(ip)), "{ip}");
         }
-        for ip in ["10.0.0.1", "128.0.0.1", "::2", "fe80::1", "::ffff:10.0.0.1", "7f00::1"] {
-            assert!(!is_loopback(&address(ip)), "{ip}");
+        for ip in [
+            "10.0.0.1",
+            "128.0.0.1",
+            "::2",
+            "fe80::1",
+            "::ffff:10.0.0.1",
+            "7f00::1",
+        ] {
+            assert!(!is_loopback(&parse(ip)), "{ip}");
         }
     }
 }

@@ -60,26 +60,29 @@ pub enum Verdict {
 }
 
 /// Decides. For an address of the pod the kernel reports the interface that owns it, unless the packet was marked
-/// and so took the route through `lo`.
+/// and so took the route through `lo`; for a socket bound to an interface it reports that interface.
 #[inline(always)]
 #[must_use]
 pub fn decide(pod: &PodSettings, arrival: &Arrival) -> Verdict {
     const LO: u32 = 1;
-    if arrival.interface == LO {
-        // The app talking to itself, or the daemon's delivery to it.
-        if is_loopback(&arrival.local) || is_own(pod, &arrival.local) {
-            return Verdict::Pass;
-        }
+    let to_self = is_loopback(&arrival.local) || is_own(pod, &arrival.local);
+    let on_lo = arrival.interface == LO;
+    let from_self = is_own(pod, &arrival.remote);
+    if !to_self && (on_lo || from_self) {
         // By destination, so that all streams to one peer can share a tunnel of one worker.
         let hash = mix(&arrival.local, u32::from(arrival.local_port));
         return slot(pod, Listener::Outbound, hash);
+    }
+    if on_lo {
+        // The app talking to itself, or the daemon's delivery to it.
+        return Verdict::Pass;
     }
     let hash = mix(&arrival.remote, u32::from(arrival.remote_port));
     if arrival.local_port == HBONE_PORT {
         return slot(pod, Listener::Hbone, hash);
     }
-    // An unmarked self-call: from before enrolment, or the daemon's delivery with the pod as its own client.
-    if is_own(pod, &arrival.remote) || pod.flags & FLAG_BYPASS_INBOUND != 0 {
+    // An unmarked self-call is from before enrollment or from the daemon.
+    if from_self || pod.flags & FLAG_BYPASS_INBOUND != 0 {
         return Verdict::Pass;
     }
     slot(pod, Listener::Inbound, hash)
@@ -105,7 +108,11 @@ fn is_own(pod: &PodSettings, address: &Address) -> bool {
     let mut i = 0;
     while i < MAX_ADDRESSES {
         let own = &pod.addresses[i];
-        if own[3] == address[3] && own[2] == address[2] && own[1] == address[1] && own[0] == address[0] {
+        if own[3] == address[3]
+            && own[2] == address[2]
+            && own[1] == address[1]
+            && own[0] == address[0]
+        {
             return true;
         }
         i += 1;
@@ -128,24 +135,34 @@ fn mix(address: &Address, port: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address;
+    use crate::parse;
 
     const LO: u32 = 1;
     const ETH0: u32 = 2;
 
     fn pod(workers: u32, flags: u32) -> PodSettings {
         let mut addresses = [[0; 4]; MAX_ADDRESSES];
-        addresses[0] = address("10.0.0.5");
-        addresses[1] = address("fd00::5");
-        PodSettings { flags, workers, addresses }
+        addresses[0] = parse("10.0.0.5");
+        addresses[1] = parse("fd00::5");
+        PodSettings {
+            flags,
+            workers,
+            addresses,
+        }
     }
 
-    fn check(pod: &PodSettings, interface: u32, local: (&str, u16), remote: (&str, u16), expected: Verdict) {
+    fn check(
+        pod: &PodSettings,
+        interface: u32,
+        local: (&str, u16),
+        remote: (&str, u16),
+        expected: Verdict,
+    ) {
         let arrival = Arrival {
             interface,
-            local: address(local.0),
+            local: parse(local.0),
             local_port: local.1,
-            remote: address(remote.0),
+            remote: parse(remote.0),
             remote_port: remote.1,
         };
         assert_eq!(decide(pod, &arrival), expected, "{local:?} <- {remote:?}");
@@ -157,42 +174,144 @@ mod tests {
 
     #[test]
     fn captured_connections_go_to_the_outbound_listener() {
-        check(&pod(1, 0), LO, ("10.96.0.1", 80), ("10.0.0.5", 40000), to(Listener::Outbound));
-        check(&pod(1, 0), LO, ("fd00::9", 80), ("fd00::5", 40000), to(Listener::Outbound));
-        check(&pod(1, 0), LO, ("10.0.0.6", 15008), ("10.0.0.5", 40000), to(Listener::Outbound));
+        check(
+            &pod(1, 0),
+            LO,
+            ("10.96.0.1", 80),
+            ("10.0.0.5", 40000),
+            to(Listener::Outbound),
+        );
+        check(
+            &pod(1, 0),
+            LO,
+            ("fd00::9", 80),
+            ("fd00::5", 40000),
+            to(Listener::Outbound),
+        );
+        check(
+            &pod(1, 0),
+            LO,
+            ("10.0.0.6", 15008),
+            ("10.0.0.5", 40000),
+            to(Listener::Outbound),
+        );
+    }
+
+    #[test]
+    fn a_socket_bound_to_an_interface_does_not_escape() {
+        check(
+            &pod(1, 0),
+            ETH0,
+            ("10.96.0.1", 80),
+            ("10.0.0.5", 40000),
+            to(Listener::Outbound),
+        );
+        check(
+            &pod(1, 0),
+            ETH0,
+            ("10.0.0.6", 15008),
+            ("10.0.0.5", 40000),
+            to(Listener::Outbound),
+        );
     }
 
     #[test]
     fn the_app_reaches_itself() {
-        check(&pod(1, 0), LO, ("127.0.0.1", 80), ("127.0.0.1", 40000), Verdict::Pass);
+        check(
+            &pod(1, 0),
+            LO,
+            ("127.0.0.1", 80),
+            ("127.0.0.1", 40000),
+            Verdict::Pass,
+        );
         check(&pod(1, 0), LO, ("::1", 80), ("::1", 40000), Verdict::Pass);
-        check(&pod(1, 0), LO, ("10.0.0.5", 80), ("10.0.0.5", 40000), Verdict::Pass);
-        check(&pod(1, 0), ETH0, ("10.0.0.5", 80), ("10.0.0.5", 40000), Verdict::Pass);
+        check(
+            &pod(1, 0),
+            LO,
+            ("10.0.0.5", 80),
+            ("10.0.0.5", 40000),
+            Verdict::Pass,
+        );
+        check(
+            &pod(1, 0),
+            ETH0,
+            ("10.0.0.5", 80),
+            ("10.0.0.5", 40000),
+            Verdict::Pass,
+        );
     }
 
     #[test]
     fn delivery_reaches_the_app() {
-        check(&pod(1, 0), LO, ("10.0.0.5", 80), ("10.1.0.7", 20000), Verdict::Pass);
+        check(
+            &pod(1, 0),
+            LO,
+            ("10.0.0.5", 80),
+            ("10.1.0.7", 20000),
+            Verdict::Pass,
+        );
     }
 
     #[test]
     fn traffic_from_outside_is_captured() {
-        check(&pod(1, 0), ETH0, ("10.0.0.5", 80), ("10.1.0.7", 40000), to(Listener::Inbound));
-        check(&pod(1, 0), ETH0, ("10.0.0.5", 15008), ("10.1.0.7", 40000), to(Listener::Hbone));
-        check(&pod(1, 0), ETH0, ("10.0.0.5", 15008), ("10.0.0.5", 40000), to(Listener::Hbone));
+        check(
+            &pod(1, 0),
+            ETH0,
+            ("10.0.0.5", 80),
+            ("10.1.0.7", 40000),
+            to(Listener::Inbound),
+        );
+        check(
+            &pod(1, 0),
+            ETH0,
+            ("10.0.0.5", 15008),
+            ("10.1.0.7", 40000),
+            to(Listener::Hbone),
+        );
+        check(
+            &pod(1, 0),
+            ETH0,
+            ("10.0.0.5", 15008),
+            ("10.0.0.5", 40000),
+            to(Listener::Hbone),
+        );
     }
 
     #[test]
     fn bypass_leaves_hbone_captured() {
         let pod = pod(1, FLAG_BYPASS_INBOUND);
-        check(&pod, ETH0, ("10.0.0.5", 80), ("10.1.0.7", 40000), Verdict::Pass);
-        check(&pod, ETH0, ("10.0.0.5", 15008), ("10.1.0.7", 40000), to(Listener::Hbone));
+        check(
+            &pod,
+            ETH0,
+            ("10.0.0.5", 80),
+            ("10.1.0.7", 40000),
+            Verdict::Pass,
+        );
+        check(
+            &pod,
+            ETH0,
+            ("10.0.0.5", 15008),
+            ("10.1.0.7", 40000),
+            to(Listener::Hbone),
+        );
     }
 
     #[test]
     fn without_workers_nothing_passes_to_the_app() {
-        check(&pod(0, 0), ETH0, ("10.0.0.5", 80), ("10.1.0.7", 40000), Verdict::Drop);
-        check(&pod(0, 0), LO, ("10.96.0.1", 80), ("10.0.0.5", 40000), Verdict::Drop);
+        check(
+            &pod(0, 0),
+            ETH0,
+            ("10.0.0.5", 80),
+            ("10.1.0.7", 40000),
+            Verdict::Drop,
+        );
+        check(
+            &pod(0, 0),
+            LO,
+            ("10.96.0.1", 80),
+            ("10.0.0.5", 40000),
+            Verdict::Drop,
+        );
     }
 
     #[test]
@@ -201,16 +320,21 @@ mod tests {
         let slot_of = |local: &str, port: u16, client_port: u16| {
             let arrival = Arrival {
                 interface: LO,
-                local: address(local),
+                local: parse(local),
                 local_port: port,
-                remote: address("10.0.0.5"),
+                remote: parse("10.0.0.5"),
                 remote_port: client_port,
             };
             decide(&pod, &arrival)
         };
         assert_eq!(slot_of("10.96.0.1", 80, 1), slot_of("10.96.0.1", 80, 2));
-        let peers: Vec<_> = (1..=50).map(|n| slot_of(&format!("10.96.0.{n}"), 80, 1)).collect();
-        let first = peers.iter().filter(|slot| **slot == to(Listener::Outbound)).count();
+        let peers: Vec<_> = (1..=50)
+            .map(|n| slot_of(&format!("10.96.0.{n}"), 80, 1))
+            .collect();
+        let first = peers
+            .iter()
+            .filter(|slot| **slot == to(Listener::Outbound))
+            .count();
         assert!((10..=40).contains(&first), "{first} of 50");
     }
 }

@@ -1,7 +1,9 @@
 //! What both connect hooks share: finding the pod, and carrying out the decision.
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_setsockopt};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_setsockopt,
+};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::SockAddrContext;
@@ -70,7 +72,13 @@ fn mark(ctx: &SockAddrContext) -> i32 {
     let mut mark = CAPTURE_MARK;
     // SAFETY: `mark` is readable for the length given, and the helper is allowed in connect hooks.
     let rc = unsafe {
-        bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_MARK, (&raw mut mark).cast(), size_of::<u32>() as i32)
+        bpf_setsockopt(
+            ctx.as_ptr(),
+            SOL_SOCKET,
+            SO_MARK,
+            (&raw mut mark).cast(),
+            size_of::<u32>() as i32,
+        )
     };
     // A connection that cannot be marked would leave in plaintext.
     if rc == 0 { ALLOW } else { REFUSE }

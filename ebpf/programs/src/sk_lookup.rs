@@ -2,6 +2,7 @@
 //!
 //! Established connections never come here: the kernel finds their socket first.
 
+use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::macros::{map, sk_lookup};
 use aya_ebpf::maps::{Array, SockMap};
 use aya_ebpf::programs::SkLookupContext;
@@ -24,30 +25,11 @@ static SETTINGS: Array<PodSettings> = Array::pinned(1, 0);
 
 #[sk_lookup]
 pub fn pod(ctx: SkLookupContext) -> u32 {
-    let lookup = ctx.lookup;
-    // SAFETY (each read below): `lookup` is the context the kernel passed; these fields are readable.
-    if unsafe { (*lookup).protocol } != IPPROTO_TCP {
+    let Some(arrival) = read(ctx.lookup) else {
         return SK_PASS;
-    }
+    };
     let Some(settings) = SETTINGS.get(0) else {
         return SK_DROP;
-    };
-    let arrival = if unsafe { (*lookup).family } == AF_INET {
-        Arrival {
-            interface: unsafe { (*lookup).ingress_ifindex },
-            local: v4(unsafe { (*lookup).local_ip4 }),
-            local_port: unsafe { (*lookup).local_port } as u16,
-            remote: v4(unsafe { (*lookup).remote_ip4 }),
-            remote_port: unsafe { (*lookup).remote_port },
-        }
-    } else {
-        Arrival {
-            interface: unsafe { (*lookup).ingress_ifindex },
-            local: unsafe { (*lookup).local_ip6 },
-            local_port: unsafe { (*lookup).local_port } as u16,
-            remote: unsafe { (*lookup).remote_ip6 },
-            remote_port: unsafe { (*lookup).remote_port },
-        }
     };
     match decide(settings, &arrival) {
         Verdict::Pass => SK_PASS,
@@ -58,4 +40,40 @@ pub fn pod(ctx: SkLookupContext) -> u32 {
             Err(_) => SK_DROP,
         },
     }
+}
+
+/// The connection, if it is TCP. Both families' fields are always read, each by a load of its own: the kernel shows
+/// zeros for the other family, and a load whose offset depends on the family is one the verifier refuses.
+#[inline(always)]
+fn read(lookup: *mut bpf_sk_lookup) -> Option<Arrival> {
+    macro_rules! field {
+        ($($field:tt)+) => {
+            // SAFETY: `lookup` is the context the kernel passed, where this field is readable.
+            unsafe { (&raw const (*lookup).$($field)+).read_volatile() }
+        };
+    }
+    if field!(protocol) != IPPROTO_TCP {
+        return None;
+    }
+    let local6 = [
+        field!(local_ip6[0]),
+        field!(local_ip6[1]),
+        field!(local_ip6[2]),
+        field!(local_ip6[3]),
+    ];
+    let remote6 = [
+        field!(remote_ip6[0]),
+        field!(remote_ip6[1]),
+        field!(remote_ip6[2]),
+        field!(remote_ip6[3]),
+    ];
+    let (local4, remote4) = (v4(field!(local_ip4)), v4(field!(remote_ip4)));
+    let is_v4 = field!(family) == AF_INET;
+    Some(Arrival {
+        interface: field!(ingress_ifindex),
+        local: if is_v4 { local4 } else { local6 },
+        local_port: field!(local_port) as u16,
+        remote: if is_v4 { remote4 } else { remote6 },
+        remote_port: field!(remote_port),
+    })
 }

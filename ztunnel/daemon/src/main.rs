@@ -1,5 +1,11 @@
-//! The `ztunnel` binary.
-#[expect(dead_code, reason = "the wiring of the daemon follows")]
-mod config;
+//! The `ztunnel` binary: the node daemon, and the commands that talk to a running one.
 
-fn main() {}
+mod cli;
+mod config;
+mod run;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -11,4 +11,8 @@
 //! 7  enroll         pods table and its sources
 //! ```
 
+pub mod capture;
+pub mod control_plane;
+pub mod identity;
 pub mod task;
+pub mod tls;
