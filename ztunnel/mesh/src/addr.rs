@@ -3,6 +3,12 @@
 use core::fmt;
 use core::net::SocketAddr;
 
+/// Where every HBONE server listens.
+pub const HBONE_PORT: u16 = 15008;
+/// The proxy's own ports in a pod: outbound, plaintext inbound, HBONE. Traffic to them through the proxy would
+/// come back to it.
+pub const PROXY_PORTS: [u16; 3] = [15001, 15006, HBONE_PORT];
+
 macro_rules! address {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

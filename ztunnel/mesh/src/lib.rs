@@ -7,5 +7,24 @@
 extern crate alloc;
 
 pub mod addr;
+pub mod authorize;
+mod balance;
+pub mod decide;
+#[cfg(test)]
+mod fixture;
+pub mod inbound;
+mod listed;
 pub mod name;
+pub mod policy;
 pub mod reason;
+pub mod service;
+mod shard;
+mod snapshot;
+pub mod workload;
+
+pub use balance::Rng;
+pub use policy::Policy;
+pub use reason::Refusal;
+pub use service::Service;
+pub use snapshot::{Delta, Endpoint, Mesh, Removal, Upsert};
+pub use workload::Workload;

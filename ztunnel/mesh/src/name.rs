@@ -1,4 +1,4 @@
-//! Names of things: pods and SPIFFE identities.
+//! Names of things: pods, services, policies and SPIFFE identities.
 //!
 //! Strings are shared, so a clone costs a reference count. Parsed once at the edge; a value of these types is
 //! always well formed.
@@ -36,6 +36,50 @@ impl fmt::Display for PodName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
     }
+}
+
+macro_rules! namespaced {
+    ($(#[$doc:meta])* $name:ident, $second:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name {
+            pub namespace: Arc<str>,
+            pub $second: Arc<str>,
+        }
+
+        impl $name {
+            /// The two parts of the name.
+            #[must_use]
+            pub fn new(namespace: &str, $second: &str) -> Self {
+                Self {
+                    namespace: namespace.into(),
+                    $second: $second.into(),
+                }
+            }
+
+            /// Parses `<namespace>/<name>`, apart at the first slash; nothing when there is none.
+            #[must_use]
+            pub fn parse(key: &str) -> Option<Self> {
+                let (namespace, $second) = key.split_once('/')?;
+                Some(Self::new(namespace, $second))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}/{}", self.namespace, self.$second)
+            }
+        }
+    };
+}
+
+namespaced! {
+    /// The key of a service: `<namespace>/<hostname>`.
+    ServiceName, hostname
+}
+namespaced! {
+    /// The key of an authorization policy: `<namespace>/<name>`.
+    PolicyName, name
 }
 
 /// A SPIFFE identity in the form Istio uses: `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.

@@ -1,5 +1,6 @@
 //! Why a connection ended or was refused: one closed list for logs, metrics and explanations.
 
+use alloc::string::String;
 use core::fmt;
 
 /// The single reason of an ended connection. Every variant has a code, a cause and a next step.
@@ -71,6 +72,21 @@ impl Reason {
     #[must_use]
     pub const fn is_success(self) -> bool {
         matches!(self, Self::Complete)
+    }
+}
+
+/// A decision not to let a connection go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {detail}")]
+pub struct Refusal {
+    pub reason: Reason,
+    /// For people: what was asked for, what is missing, what to do.
+    pub detail: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(reason: Reason, detail: String) -> Self {
+        Self { reason, detail }
     }
 }
 
