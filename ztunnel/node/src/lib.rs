@@ -11,4 +11,7 @@
 //! 7  enroll         pods table and its sources
 //! ```
 
+pub mod control_plane;
+pub mod identity;
 pub mod task;
+pub mod tls;
