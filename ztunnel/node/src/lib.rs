@@ -13,5 +13,6 @@
 
 pub mod control_plane;
 pub mod identity;
+pub mod state;
 pub mod task;
 pub mod tls;
