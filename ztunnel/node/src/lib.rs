@@ -12,6 +12,7 @@
 //! ```
 
 pub mod control_plane;
+pub mod discovery;
 pub mod identity;
 pub mod state;
 pub mod task;
