@@ -13,6 +13,8 @@
 
 pub mod capture;
 pub mod control_plane;
+pub mod discovery;
 pub mod identity;
+pub mod state;
 pub mod task;
 pub mod tls;
