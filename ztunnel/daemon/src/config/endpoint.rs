@@ -1,68 +1,41 @@
 //! The xDS server and the CA: where they are, how to know them, what to show them.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use tonic::metadata::{Ascii, MetadataKey, MetadataValue};
 use tonic::transport::Uri;
+use ztunnel_node::control_plane::{Endpoint, RootSource, Secret, TokenSource};
 
 use super::settings::{self, DEFAULT_TOKEN, Setting};
 use super::source::{Files, Reader};
 use super::value;
 
-#[derive(Clone, Debug)]
-pub(crate) struct Endpoint {
-    /// Always `https`, with a host.
-    pub(crate) address: Uri,
-    pub(crate) roots: RootSource,
-    pub(crate) alt_hostname: Option<String>,
-    /// Names in lower case, with their values.
-    pub(crate) headers: Vec<(String, Secret)>,
-}
-
-/// What authenticates this daemon to the xDS server and to the CA alike.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Credentials {
+/// What both endpoints are shown, and how strict the TLS to them is.
+pub(super) struct Credentials {
     /// None: no authentication, and no cluster id is sent either.
-    pub(crate) token: Option<TokenSource>,
-    pub(crate) cluster_id: String,
+    token: Option<TokenSource>,
+    cluster_id: String,
+    tls12: bool,
 }
 
 impl Credentials {
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
         let token = token(reader);
         let cluster_id = cluster_id(reader);
+        let tls12 = reader.value(&settings::TLS12_ENABLED, value::boolean);
         Some(Self {
             token: token?,
             cluster_id: cluster_id?,
+            tls12: tls12?,
         })
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum RootSource {
-    File(PathBuf),
-    Pem(String),
-    System,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum TokenSource {
-    File(PathBuf),
-    Literal(Secret),
-}
-
-/// A text that no log shows.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Secret(pub(crate) String);
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("<secret>")
-    }
-}
-
-pub(super) fn xds(reader: &mut Reader<'_>, discovery_address: Option<&str>) -> Option<Endpoint> {
+pub(super) fn xds(
+    reader: &mut Reader<'_>,
+    discovery_address: Option<&str>,
+    credentials: Option<&Credentials>,
+) -> Option<Endpoint> {
     let address = if reader.is_set(&settings::XDS_ADDRESS) {
         reader.value(&settings::XDS_ADDRESS, |text| {
             if text.is_empty() {
@@ -91,10 +64,10 @@ pub(super) fn xds(reader: &mut Reader<'_>, discovery_address: Option<&str>) -> O
         alt_hostname: &settings::ALT_XDS_HOSTNAME,
         headers: &settings::XDS_HEADER_,
     };
-    names.endpoint(reader, address)
+    names.endpoint(reader, address, credentials)
 }
 
-pub(super) fn ca(reader: &mut Reader<'_>) -> Option<Endpoint> {
+pub(super) fn ca(reader: &mut Reader<'_>, credentials: Option<&Credentials>) -> Option<Endpoint> {
     let address = if reader.is_set(&settings::CA_ADDRESS) {
         reader.value(&settings::CA_ADDRESS, |text| {
             if text.is_empty() {
@@ -110,7 +83,7 @@ pub(super) fn ca(reader: &mut Reader<'_>) -> Option<Endpoint> {
         alt_hostname: &settings::ALT_CA_HOSTNAME,
         headers: &settings::CA_HEADER_,
     };
-    names.endpoint(reader, address)
+    names.endpoint(reader, address, credentials)
 }
 
 fn istiod(reader: &Reader<'_>) -> Uri {
@@ -156,16 +129,25 @@ struct Names {
 }
 
 impl Names {
-    fn endpoint(&self, reader: &mut Reader<'_>, address: Option<Uri>) -> Option<Endpoint> {
+    fn endpoint(
+        &self,
+        reader: &mut Reader<'_>,
+        address: Option<Uri>,
+        credentials: Option<&Credentials>,
+    ) -> Option<Endpoint> {
         let files = reader.files();
         let roots = reader.value(self.root, |text| root_source(text, files));
         let alt_hostname = reader.optional(self.alt_hostname, value::name);
         let headers = headers(reader, self.headers);
+        let credentials = credentials?;
         Some(Endpoint {
             address: address?,
             roots: roots?,
             alt_hostname: alt_hostname?,
+            token: credentials.token.clone(),
+            cluster_id: credentials.cluster_id.clone(),
             headers: headers?,
+            tls12: credentials.tls12,
         })
     }
 }
@@ -227,12 +209,12 @@ fn token(reader: &mut Reader<'_>) -> Option<Option<TokenSource>> {
         if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err("neither a file nor a token".to_owned());
         }
-        Ok(TokenSource::Literal(Secret(text.to_owned())))
+        Ok(TokenSource::Literal(Secret::new(text.to_owned())))
     });
     token.map(Some)
 }
 
-fn headers(reader: &mut Reader<'_>, family: &Setting) -> Option<Vec<(String, Secret)>> {
+fn headers(reader: &mut Reader<'_>, family: &Setting) -> Option<Vec<(String, String)>> {
     let mut headers = Vec::new();
     let members = reader.family(family);
     let count = members.len();
@@ -245,7 +227,7 @@ fn headers(reader: &mut Reader<'_>, family: &Setting) -> Option<Vec<(String, Sec
         } else if MetadataValue::<Ascii>::try_from(text).is_err() || !text.is_ascii() {
             "not a value of a header"
         } else {
-            headers.push((lower, Secret(text.to_owned())));
+            headers.push((lower, text.to_owned()));
             continue;
         };
         reader.wrong_member(family, name, text, problem.to_owned());

@@ -7,27 +7,34 @@
 //! Invariants: whatever cannot be understood, and whatever is understood and cannot be honored yet, stops the
 //! start. All wrong settings are reported at once. Tokens and headers are never shown.
 
-pub(crate) mod endpoint;
-pub(crate) mod node;
-pub(crate) mod process;
+mod endpoint;
+mod node;
+mod process;
 mod proxy_config;
-pub(crate) mod settings;
-pub(crate) mod source;
-pub(crate) mod tunnel;
+mod settings;
+mod source;
+mod tunnel;
 mod value;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use endpoint::{Credentials, Endpoint};
+use ztunnel_node::control_plane::Endpoint;
+use ztunnel_node::tls;
+
+use endpoint::Credentials;
 use node::Node;
-use process::{LocalPaths, Log};
+use process::LocalPaths;
+pub(crate) use process::{Log, LogFormat};
+pub(crate) use settings::reference;
 use source::{ConfigError, Disk, Files, Reader};
-use tunnel::{Keepalive, Tls, Tunnel};
+use tunnel::{Keepalive, Tunnel};
 
 /// All that the daemon was told. Every value in it is usable as it is.
 #[derive(Clone, Debug)]
@@ -36,19 +43,29 @@ pub(crate) struct Config {
     pub(crate) xds: Endpoint,
     /// The certificate authority.
     pub(crate) ca: Endpoint,
-    /// What both of them are shown.
-    pub(crate) credentials: Credentials,
     /// The lifetime to ask for in a certificate request.
     pub(crate) secret_ttl: Duration,
     /// Who and where this daemon is.
     pub(crate) node: Node,
-    pub(crate) tls: Tls,
+    pub(crate) tls: tls::Options,
     pub(crate) tunnel: Tunnel,
     /// TCP keepalive, unless it is turned off.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "sockets follow the kernel's settings so far")
+    )]
     pub(crate) keepalive: Option<Keepalive>,
     /// `TCP_USER_TIMEOUT`, where it is turned on.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "sockets follow the kernel's settings so far")
+    )]
     pub(crate) user_timeout: Option<Duration>,
     /// Whether to bind and to resolve IPv6 addresses.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "capture follows the addresses of each pod so far")
+    )]
     pub(crate) ipv6: bool,
     /// Threads that carry traffic.
     pub(crate) worker_threads: NonZeroUsize,
@@ -61,17 +78,8 @@ pub(crate) struct Config {
 impl Config {
     /// Reads the environment and the files of this process.
     pub(crate) fn read() -> Result<Self, ConfigError> {
-        // Text that is no UTF-8 keeps its replacement character, which `Reader` refuses by the setting's name.
-        let env = std::env::vars_os()
-            .map(|(name, value)| {
-                (
-                    name.to_string_lossy().into_owned(),
-                    value.to_string_lossy().into_owned(),
-                )
-            })
-            .collect();
         let cpus = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        Self::from_sources(&env, &Disk, cpus)
+        Self::from_sources(&environment(), &Disk, cpus)
     }
 
     /// Reads whatever it is given.
@@ -92,8 +100,12 @@ impl Config {
         let node = node::read(reader, &proxy.proxy_metadata);
         let tls = tunnel::tls(reader);
         let credentials = Credentials::read(reader);
-        let xds = endpoint::xds(reader, proxy.discovery_address.as_deref());
-        let ca = endpoint::ca(reader);
+        let xds = endpoint::xds(
+            reader,
+            proxy.discovery_address.as_deref(),
+            credentials.as_ref(),
+        );
+        let ca = endpoint::ca(reader, credentials.as_ref());
         let secret_ttl = reader.value(&settings::SECRET_TTL, |text| {
             value::duration_in(text, Duration::from_secs(1), value::LONGEST)
         });
@@ -108,7 +120,6 @@ impl Config {
         Some(Self {
             xds: xds?,
             ca: ca?,
-            credentials: credentials?,
             secret_ttl: secret_ttl?,
             node: node?,
             tls: tls?,
@@ -122,6 +133,22 @@ impl Config {
             paths: paths?,
         })
     }
+}
+
+/// Where the daemon of this environment listens: all that its clients need to know.
+pub(crate) fn api_socket() -> Result<PathBuf, ConfigError> {
+    let env = environment();
+    let mut reader = Reader::new(&env, &Disk);
+    let socket = process::api_socket(&mut reader);
+    reader.finish(socket)
+}
+
+/// Text that is no UTF-8 gets a replacement character, which [`Reader`] refuses by the setting's name.
+fn environment() -> BTreeMap<String, String> {
+    let text = |text: OsString| text.to_string_lossy().into_owned();
+    std::env::vars_os()
+        .map(|(name, value)| (text(name), text(value)))
+        .collect()
 }
 
 /// Settings that would change what is safe or where traffic goes, and that nothing here can follow yet. Passing

@@ -104,18 +104,22 @@ fn directives(text: &str) -> Result<(), String> {
 }
 
 pub(super) fn paths(reader: &mut Reader<'_>) -> Option<LocalPaths> {
-    let api_socket = reader.value(&settings::ZTUNNEL_API_SOCKET, |text| {
-        // `sun_path` is 108 bytes with its zero.
-        if text.len() > 107 {
-            return Err("too long for the path of a socket".to_owned());
-        }
-        value::absolute_path(text)
-    });
+    let api_socket = api_socket(reader);
     let state_dir = reader.value(&settings::ZTUNNEL_STATE_DIR, value::absolute_path);
     let bpf_dir = reader.value(&settings::ZTUNNEL_BPF_DIR, value::absolute_path);
     Some(LocalPaths {
         api_socket: api_socket?,
         state_dir: state_dir?,
         bpf_dir: bpf_dir?,
+    })
+}
+
+pub(super) fn api_socket(reader: &mut Reader<'_>) -> Option<PathBuf> {
+    reader.value(&settings::ZTUNNEL_API_SOCKET, |text| {
+        // `sun_path` is 108 bytes with its zero.
+        if text.len() > 107 {
+            return Err("too long for the path of a socket".to_owned());
+        }
+        value::absolute_path(text)
     })
 }

@@ -70,7 +70,7 @@ settings! {
     SECRET_TTL = Value("24h"),
         "a duration of at least 1s, such as 90m or 24h", "the certificate lifetime to ask for";
     TLS12_ENABLED = Value("false"),
-        "true or false", "allow TLS 1.2 as well";
+        "true or false", "allow TLS 1.2 to the control plane as well; between nodes it is 1.3 always";
     COMPLIANCE_POLICY = Unset,
         "pqc, or empty", "pqc: only the key exchange X25519MLKEM768";
 }
@@ -87,12 +87,6 @@ settings! {
         "a name of letters, digits, - and .", "the pod of the daemon";
     POD_NAMESPACE = Unset,
         "a name of letters, digits, - and .", "the namespace of the daemon";
-    SERVICE_ACCOUNT = Unset,
-        "a name of letters, digits, - and .", "the service account of the daemon";
-    TRUST_DOMAIN = Value("cluster.local"),
-        "a trust domain", "the trust domain of the daemon's own identity";
-    CLUSTER_DOMAIN = Value("cluster.local"),
-        "a DNS suffix", "the domain of services";
     INSTANCE_IP = Value("1.1.1.1"),
         "an IP address, or several separated by commas", "the addresses of the daemon";
     ISTIO_META_ = Unset,
@@ -113,18 +107,6 @@ settings! {
         "streams, 1 to 65535", "how many connections share a tunnel before another one is opened";
     POOL_UNUSED_RELEASE_TIMEOUT = Value("5m"),
         "a duration, such as 30s or 5m", "how long a tunnel without streams is kept";
-    KEEPALIVE_ENABLED = Value("true"),
-        "true or false", "TCP keepalive";
-    KEEPALIVE_TIME = Value("180s"),
-        "a duration from 1s to 32767s", "idle time before the first keepalive probe";
-    KEEPALIVE_INTERVAL = Value("180s"),
-        "a duration from 1s to 32767s", "time between keepalive probes";
-    KEEPALIVE_RETRIES = Value("9"),
-        "probes, 1 to 127", "unanswered keepalive probes that end a connection";
-    USER_TIMEOUT_ENABLED = Value("false"),
-        "true or false", "TCP_USER_TIMEOUT of time + retries × interval";
-    IPV6_ENABLED = Value("true"),
-        "true or false", "whether IPv6 is used";
 }
 "Process" {
     ZTUNNEL_WORKER_THREADS = Derived("ProxyConfig `concurrency`, else the CPU limit, else a quarter of the CPUs and at least 2"),
@@ -149,6 +131,20 @@ settings! {
         "an absolute path", "what a restarted daemon knows the enrolled pods by";
     ZTUNNEL_BPF_DIR = Value("/sys/fs/bpf/ztunnel"),
         "an absolute path in a bpf file system", "where capture is pinned, so that it outlives the daemon";
+}
+"Read and checked, not applied yet" {
+    KEEPALIVE_ENABLED = Value("true"),
+        "true or false", "TCP keepalive";
+    KEEPALIVE_TIME = Value("180s"),
+        "a duration from 1s to 32767s", "idle time before the first keepalive probe";
+    KEEPALIVE_INTERVAL = Value("180s"),
+        "a duration from 1s to 32767s", "time between keepalive probes";
+    KEEPALIVE_RETRIES = Value("9"),
+        "probes, 1 to 127", "unanswered keepalive probes that end a connection";
+    USER_TIMEOUT_ENABLED = Value("false"),
+        "true or false", "TCP_USER_TIMEOUT of time + retries × interval";
+    IPV6_ENABLED = Value("true"),
+        "true or false", "whether IPv6 is used";
 }
 "Known, with one value that can be honored" {
     PROXY_MODE = Value("shared"),
@@ -185,6 +181,11 @@ const IGNORED: &[(&str, &str)] = &[
     ),
     ("INPOD_UDS", "pods come through the API socket"),
     ("PROXY_WORKLOAD_INFO", "belongs to PROXY_MODE=dedicated"),
+    (
+        "SERVICE_ACCOUNT, TRUST_DOMAIN",
+        "the daemon has no identity of its own yet",
+    ),
+    ("CLUSTER_DOMAIN", "there is no DNS proxy yet"),
     ("LOCALHOST_APP_TUNNEL", "there are no waypoints yet"),
     (
         "ENABLE_RESPONSE_BAGGAGE",

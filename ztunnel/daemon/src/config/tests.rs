@@ -6,14 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
+use ztunnel_node::control_plane::{RootSource, TokenSource};
 
-use super::endpoint::{RootSource, Secret, TokenSource};
-use super::process::LogFormat;
 use super::settings::{MESH_FILE, reference};
 use super::source::{ConfigError, Files};
-use super::tunnel::Compliance;
+use super::tunnel::Keepalive;
 use super::value::{self, Threads};
-use super::{Config, Keepalive};
+use super::{Config, LogFormat};
 
 const ROOT: &str = "./var/run/secrets/istio/root-cert.pem";
 const TOKEN: &str = "./var/run/secrets/tokens/istio-token";
@@ -72,17 +71,21 @@ fn complaint(changes: &[&str]) -> String {
     err.wrong[0].to_string()
 }
 
+fn root_file(roots: &RootSource) -> Option<&Path> {
+    match roots {
+        RootSource::File(path) => Some(path),
+        RootSource::Pem(_) | RootSource::System => None,
+    }
+}
+
 #[test]
 fn a_node_name_is_enough() {
     let config = good(&[]);
     assert_eq!(config.xds.address, "https://localhost:15012/");
     assert_eq!(config.ca.address, "https://localhost:15012/");
-    assert_eq!(config.xds.roots, RootSource::File(ROOT.into()));
-    assert_eq!(
-        config.credentials.token,
-        Some(TokenSource::File(TOKEN.into()))
-    );
-    assert_eq!(config.credentials.cluster_id, "Kubernetes");
+    assert_eq!(root_file(&config.xds.roots), Some(Path::new(ROOT)));
+    assert!(matches!(&config.ca.token, Some(TokenSource::File(path)) if path == Path::new(TOKEN)));
+    assert_eq!(config.ca.cluster_id, "Kubernetes");
     assert_eq!(config.secret_ttl, 86_400 * SECOND);
     assert_eq!(config.tunnel.stream_window, 4 << 20);
     assert_eq!(config.tunnel.connection_window, 16 << 20);
@@ -97,8 +100,8 @@ fn a_node_name_is_enough() {
     assert_eq!(config.keepalive, Some(keepalive));
     assert_eq!(config.user_timeout, None);
     assert!(config.ipv6);
-    assert!(!config.tls.tls12);
-    assert_eq!(config.tls.compliance, Compliance::Default);
+    assert!(!config.xds.tls12);
+    assert!(!config.tls.only_post_quantum);
     assert_eq!(config.drain_deadline, 5 * SECOND);
     assert_eq!(config.worker_threads.get(), 2);
     assert_eq!(
@@ -136,24 +139,21 @@ fn the_environment_of_the_chart_is_understood() {
     assert_eq!(config.xds.address, "https://[fd00::1]:15010/");
     assert_eq!(
         config.xds.headers,
-        [("x-tenant".to_owned(), Secret("blue".to_owned()))]
+        [("x-tenant".to_owned(), "blue".to_owned())]
     );
     assert!(config.ca.headers.is_empty());
-    assert_eq!(config.credentials.cluster_id, "east");
+    assert_eq!(config.ca.cluster_id, "east");
     assert_eq!(config.drain_deadline, 25 * SECOND);
     assert_eq!(config.worker_threads.get(), 4);
     assert_eq!(config.log.format, LogFormat::Json);
+    let description = &config.node.description;
+    assert_eq!(description.pod_name, "ztunnel-x");
+    assert_eq!(description.namespace, "istio-system");
+    assert_eq!(description.node_name, "node-1");
+    assert_eq!(description.instance_ips, [IpAddr::from([10, 1, 0, 7])]);
     assert_eq!(
-        config.node.xds_id,
-        "ztunnel~10.1.0.7~ztunnel-x.istio-system~istio-system.svc.cluster.local"
-    );
-    let metadata = serde_json::to_value(&config.node.xds_metadata).expect("plain values");
-    assert_eq!(
-        metadata,
-        json!({
-            "NAME": "ztunnel-x", "NAMESPACE": "istio-system", "INSTANCE_IPS": "10.1.0.7", "NODE_NAME": "node-1",
-            "CLUSTER_ID": "east", "ENABLE_HBONE": "true", "LABELS": { "app": "ztunnel" },
-        })
+        serde_json::to_value(&description.metadata).expect("plain values"),
+        json!({ "CLUSTER_ID": "east", "ENABLE_HBONE": "true", "LABELS": { "app": "ztunnel" } })
     );
 }
 
@@ -177,7 +177,7 @@ fn later_sources_win_field_by_field() {
     ]);
     assert_eq!(config.xds.address, "https://variable:2/");
     assert_eq!(config.worker_threads.get(), 4);
-    let metadata = |key: &str| config.node.xds_metadata[key].as_str();
+    let metadata = |key: &str| config.node.description.metadata[key].as_str();
     assert_eq!(metadata("A"), Some("file"));
     assert_eq!(metadata("B"), Some("env"));
     assert_eq!(metadata("C"), Some("variable"));
@@ -185,7 +185,10 @@ fn later_sources_win_field_by_field() {
 
     good(&["PROXY_CONFIG=discoveryAddress: without-metadata:1"]);
     let unquoted = good(&["PROXY_CONFIG=proxyMetadata: {ENABLE_HBONE: true, N: 7}"]);
-    assert_eq!(unquoted.node.xds_metadata["ENABLE_HBONE"], json!("true"));
+    assert_eq!(
+        unquoted.node.description.metadata["ENABLE_HBONE"],
+        json!("true")
+    );
     good(&["PROXY_CONFIG="]);
     good(&[&format!("@{MESH_FILE}=")]);
 }
@@ -359,12 +362,16 @@ fn roots_and_tokens_are_files_or_literals() {
         &format!("CA_ROOT_CA={pem}"),
         "AUTH_TOKEN=ey.J.x",
     ]);
-    assert_eq!(config.xds.roots, RootSource::File("/roots.pem".into()));
-    assert_eq!(config.ca.roots, RootSource::Pem(pem.to_owned()));
-    let literal = TokenSource::Literal(Secret("ey.J.x".to_owned()));
-    assert_eq!(config.credentials.token, Some(literal));
-    assert_eq!(good(&["CA_ROOT_CA=SYSTEM"]).ca.roots, RootSource::System);
-    assert_eq!(good(&[&format!("-@{TOKEN}")]).credentials.token, None);
+    assert_eq!(root_file(&config.xds.roots), Some(Path::new("/roots.pem")));
+    assert!(matches!(&config.ca.roots, RootSource::Pem(text) if text == pem));
+    assert!(matches!(&config.ca.token, Some(TokenSource::Literal(_))));
+    assert!(matches!(
+        good(&["CA_ROOT_CA=SYSTEM"]).ca.roots,
+        RootSource::System
+    ));
+    assert!(good(&[&format!("-@{TOKEN}")]).ca.token.is_none());
+    let strict = good(&["COMPLIANCE_POLICY=pqc", "TLS12_ENABLED=true"]);
+    assert!(strict.tls.only_post_quantum && strict.xds.tls12 && strict.ca.tls12);
 }
 
 #[test]
@@ -450,18 +457,6 @@ fn keepalive_and_user_timeout_are_turned_on_and_off() {
     ]);
     assert_eq!(config.keepalive, None);
     assert_eq!(config.user_timeout, Some(20 * SECOND));
-}
-
-#[test]
-fn the_node_id_takes_the_first_address() {
-    let config = good(&["INSTANCE_IP=fd00::7, 10.0.0.7"]);
-    let id: Vec<&str> = config.node.xds_id.split('~').collect();
-    assert_eq!(id.len(), 4);
-    assert_eq!(id[1].parse::<IpAddr>().ok(), "fd00::7".parse().ok());
-    assert_eq!(
-        config.node.xds_metadata["INSTANCE_IPS"],
-        json!("fd00::7,10.0.0.7")
-    );
 }
 
 #[test]

@@ -2,23 +2,11 @@
 
 use std::time::Duration;
 
+use ztunnel_node::tls;
+
 use super::settings;
 use super::source::Reader;
 use super::value;
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Tls {
-    /// Whether TLS 1.2 is good enough.
-    pub(crate) tls12: bool,
-    pub(crate) compliance: Compliance,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Compliance {
-    Default,
-    /// Only X25519MLKEM768.
-    PostQuantum,
-}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tunnel {
@@ -40,17 +28,14 @@ pub(crate) struct Keepalive {
     pub(crate) retries: u32,
 }
 
-pub(super) fn tls(reader: &mut Reader<'_>) -> Option<Tls> {
-    let tls12 = reader.value(&settings::TLS12_ENABLED, value::boolean);
-    let compliance = reader.optional(&settings::COMPLIANCE_POLICY, |text| match text {
-        "pqc" => Ok(Compliance::PostQuantum),
+pub(super) fn tls(reader: &mut Reader<'_>) -> Option<tls::Options> {
+    let only_post_quantum = reader.optional(&settings::COMPLIANCE_POLICY, |text| match text {
+        "pqc" => Ok(true),
         _ => Err("unknown policy".to_owned()),
     });
-    let tls = Tls {
-        tls12: tls12?,
-        compliance: compliance?.unwrap_or(Compliance::Default),
-    };
-    Some(tls)
+    Some(tls::Options {
+        only_post_quantum: only_post_quantum?.unwrap_or(false),
+    })
 }
 
 pub(super) fn read(reader: &mut Reader<'_>) -> Option<Tunnel> {
