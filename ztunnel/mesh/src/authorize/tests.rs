@@ -1,1 +1,317 @@
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
 
+use super::*;
+use crate::fixture::workload;
+use crate::policy::{Attribute, PolicyScope};
+use crate::snapshot::{Delta, Upsert};
+
+/// `policy` is `<allow|deny> <ns>/<name> <global|namespace|selector> [dry-run]`, then one `rule` for each rule with
+/// its clauses behind it: `clause` opens one, `match` opens a match, `<attribute>=<value>,...` and
+/// `<attribute>!=...` restrict it.
+fn policy(text: &str) -> Policy {
+    let mut words = text.split_whitespace();
+    let action = match words.next().unwrap() {
+        "allow" => Action::Allow,
+        _ => Action::Deny,
+    };
+    let key = PolicyName::parse(words.next().unwrap()).unwrap();
+    let scope = match words.next().unwrap() {
+        "global" => PolicyScope::Global,
+        "namespace" => PolicyScope::Namespace,
+        _ => PolicyScope::WorkloadSelector,
+    };
+    let mut dry_run = false;
+    let mut rules: Vec<Vec<Vec<Match>>> = vec![];
+    for word in words {
+        match word {
+            "dry-run" => dry_run = true,
+            "rule" => rules.push(vec![]),
+            "clause" => rules.last_mut().unwrap().push(vec![]),
+            "match" => {
+                let clause = rules.last_mut().unwrap().last_mut().unwrap();
+                clause.push(Match::default());
+            }
+            _ => {
+                let (field, values) = word.split_once('=').unwrap();
+                let clause = rules.last_mut().unwrap().last_mut().unwrap();
+                restrict(clause.last_mut().unwrap(), field, values);
+            }
+        }
+    }
+    let clause = |matches: Vec<Match>| Clause {
+        matches: matches.into(),
+    };
+    let rule = |clauses: Vec<Vec<Match>>| Rule {
+        clauses: clauses.into_iter().map(clause).collect(),
+    };
+    Policy {
+        key,
+        scope,
+        action,
+        dry_run,
+        rules: rules.into_iter().map(rule).collect(),
+    }
+}
+
+fn restrict(m: &mut Match, field: &str, values: &str) {
+    fn add<T>(attribute: &mut Attribute<T>, not: bool, values: &str, parse: impl Fn(&str) -> T) {
+        let list = values.split(',').map(parse).collect();
+        if not {
+            attribute.is_not = list;
+        } else {
+            attribute.is = list;
+        }
+    }
+    let string = |value: &str| match (value.strip_prefix('*'), value.strip_suffix('*')) {
+        (Some(""), _) => StringMatch::Presence,
+        (Some(suffix), _) => StringMatch::Suffix(suffix.into()),
+        (None, Some(prefix)) => StringMatch::Prefix(prefix.into()),
+        (None, None) => StringMatch::Exact(value.into()),
+    };
+    let account = |value: &str| {
+        let (namespace, service_account) = value.split_once('/').unwrap();
+        ServiceAccountMatch {
+            namespace: namespace.into(),
+            service_account: service_account.into(),
+        }
+    };
+    let not = field.ends_with('!');
+    match field.trim_end_matches('!') {
+        "ns" => add(&mut m.namespaces, not, values, string),
+        "principal" => add(&mut m.principals, not, values, string),
+        "sa" => add(&mut m.service_accounts, not, values, account),
+        "from" => add(&mut m.source_ips, not, values, |v| v.parse().unwrap()),
+        "to" => add(&mut m.destination_ips, not, values, |v| v.parse().unwrap()),
+        "port" => add(&mut m.destination_ports, not, values, |v| {
+            v.parse().unwrap()
+        }),
+        _ => panic!("unknown attribute {field:?}"),
+    }
+}
+
+fn mesh(policies: &[&str]) -> Mesh {
+    let upserts = policies.iter().map(|p| Upsert::Policy(Arc::new(policy(p))));
+    Mesh::default().apply(Delta {
+        upserts: upserts.collect(),
+        removals: vec![],
+    })
+}
+
+/// `peer` is `<identity or plain> <ip>`. Expected: `allow`, `allow by <policy>`, or a piece of the detail.
+fn check_pod(pod: &str, policies: &[&str], peer: &str, expected: &str) {
+    let (who, ip) = peer.split_once(' ').unwrap();
+    let identity: Option<Identity> = (who != "plain").then(|| {
+        let (namespace, account) = who.split_once('/').unwrap();
+        alloc::format!("spiffe://td/ns/{namespace}/sa/{account}")
+            .parse()
+            .unwrap()
+    });
+    let peer = Peer {
+        identity: identity.as_ref(),
+        addr: ClientAddr(SocketAddr::new(ip.parse().unwrap(), 40000)),
+    };
+    let target = AppAddr("10.1.0.1:8080".parse().unwrap());
+    let result: String = match authorize(&mesh(policies), &workload(pod), peer, target) {
+        Ok(permit) => match permit.policy() {
+            None => "allow".into(),
+            Some(policy) => alloc::format!("allow by {policy}"),
+        },
+        Err(refusal) => {
+            assert_eq!(refusal.reason, Reason::PolicyDenied);
+            refusal.detail
+        }
+    };
+    if expected.starts_with("allow") {
+        assert_eq!(result, expected, "{policies:?} for {who} {ip}");
+    } else {
+        assert!(
+            !result.starts_with("allow"),
+            "{policies:?} for {who} {ip}: {result}"
+        );
+        assert!(
+            result.contains(expected),
+            "{policies:?} for {who} {ip}: {result}"
+        );
+    }
+}
+
+const POD: &str = "pod shop/web ip=10.1.0.1";
+const PEER: &str = "shop/cart 10.1.0.2";
+const PLAIN: &str = "plain 10.1.0.2";
+
+fn check(policies: &[&str], peer: &str, expected: &str) {
+    check_pod(POD, policies, peer, expected);
+}
+
+/// Whether one match with these words matches the peer, asked through an ALLOW policy.
+fn check_match(words: &str, peer: &str, matches: bool) {
+    let policy = alloc::format!("allow shop/p namespace rule clause match {words}");
+    let expected = if matches {
+        "allow by shop/p"
+    } else {
+        "no ALLOW"
+    };
+    check(&[&policy], peer, expected);
+}
+
+#[test]
+fn without_policies_everything_is_allowed() {
+    check(&[], PEER, "allow");
+    check(&[], PLAIN, "allow");
+}
+
+#[test]
+fn scopes_decide_which_policies_apply() {
+    let denies = |key: &str, scope: &str| alloc::format!("deny {key} {scope} rule");
+    check(&[&denies("root/p", "global")], PEER, "root/p");
+    check(&[&denies("shop/p", "namespace")], PEER, "shop/p");
+    check(&[&denies("other/p", "namespace")], PEER, "allow");
+    // A selector policy applies where it is listed, whatever its namespace.
+    check(&[&denies("shop/p", "selector")], PEER, "allow");
+    let listed = "pod shop/web policies=other/p";
+    check_pod(listed, &[&denies("other/p", "selector")], PEER, "other/p");
+}
+
+#[test]
+fn a_listed_policy_that_is_not_here_refuses() {
+    let listed = "pod shop/web policies=shop/soon";
+    check_pod(listed, &[], PEER, "shop/soon");
+    check_pod(listed, &["allow shop/p namespace rule"], PEER, "shop/soon");
+    // A policy that denies anyway says so.
+    check_pod(
+        listed,
+        &["deny shop/p namespace rule"],
+        PEER,
+        "policy shop/p",
+    );
+    check_pod(listed, &["deny shop/soon selector"], PEER, "allow");
+}
+
+#[test]
+fn deny_comes_first_then_any_allow() {
+    let (allow, deny) = ("allow shop/a namespace rule", "deny shop/d namespace rule");
+    check(&[allow], PEER, "allow by shop/a");
+    check(&[allow, deny], PEER, "shop/d");
+    check(
+        &["allow shop/a namespace", "allow root/b global rule"],
+        PEER,
+        "allow by root/b",
+    );
+}
+
+#[test]
+fn dry_run_never_decides() {
+    check(&["deny shop/d namespace dry-run rule"], PEER, "allow");
+    check(&["allow shop/a namespace dry-run"], PEER, "allow");
+}
+
+#[test]
+fn empty_lists_mean_what_their_level_says() {
+    // No rule matches nothing.
+    check(&["allow shop/a namespace"], PEER, "no ALLOW");
+    check(&["deny shop/d namespace"], PEER, "allow");
+    // No clause, and no match in a clause, match everything.
+    check(&["deny shop/d namespace rule"], PEER, "shop/d");
+    check(&["deny shop/d namespace rule clause"], PEER, "shop/d");
+    // A match without any attribute matches nothing.
+    check(&["deny shop/d namespace rule clause match"], PEER, "allow");
+    check(
+        &["deny shop/d namespace rule clause match match port=8080"],
+        PEER,
+        "shop/d",
+    );
+}
+
+#[test]
+fn rules_are_or_clauses_are_and_matches_are_or() {
+    let (yes, no) = ("match port=8080", "match port=1");
+    for (shape, matches) in [
+        (["rule clause", no, "rule clause", yes], true),
+        (["rule clause", no, "rule clause", no], false),
+        (["rule clause", yes, "clause", yes], true),
+        (["rule clause", yes, "clause", no], false),
+        (["rule clause", no, "", yes], true),
+        (["rule clause", no, "", no], false),
+    ] {
+        let policy = alloc::format!("deny shop/d namespace {}", shape.join(" "));
+        check(&[&policy], PEER, if matches { "shop/d" } else { "allow" });
+    }
+    check_match("port=8080 sa=shop/cart", PEER, true);
+    check_match("port=8080 sa=shop/other", PEER, false);
+    check_match("port=1,8080", PEER, true);
+    check_match("port=8080 port!=8080", PEER, false);
+    check_match("port!=1,2", PEER, true);
+    check_match("port!=1,8080", PEER, false);
+}
+
+#[test]
+fn addresses_match_prefixes_of_their_own_family() {
+    check_match("from=10.1.0.0/16", PEER, true);
+    check_match("from=10.1.0.7/16", PEER, true);
+    check_match("from=10.2.0.0/16", PEER, false);
+    check_match("from=10.1.0.0/16", "shop/cart ::ffff:10.1.0.2", true);
+    check_match("from=0.0.0.0/0", "shop/cart fd00::2", false);
+    check_match("from=::/0", PEER, false);
+    check_match("from!=0.0.0.0/0", "shop/cart fd00::2", true);
+    check_match("from!=::/0", PEER, true);
+    check_match("to=10.1.0.1/32", PEER, true);
+    check_match("to!=10.1.0.1/32", PEER, false);
+}
+
+#[test]
+fn identities_match_by_their_parts() {
+    check_match("principal=td/ns/shop/sa/cart", PEER, true);
+    check_match("principal=spiffe://td/ns/shop/sa/cart", PEER, false);
+    check_match("principal=td/ns/shop/*", PEER, true);
+    check_match("principal=*/sa/cart", PEER, true);
+    check_match("principal=*", PEER, true);
+    check_match("principal=TD/ns/shop/sa/cart", PEER, false);
+    check_match("principal!=td/ns/shop/sa/other", PEER, true);
+    check_match("ns=shop", PEER, true);
+    check_match("ns=sh*", PEER, true);
+    check_match("ns!=shop", PEER, false);
+    check_match("sa=shop/cart", PEER, true);
+    check_match("sa=other/cart", PEER, false);
+    check_match("sa!=shop/cart", PEER, false);
+}
+
+#[test]
+fn plaintext_matches_no_identity_and_every_exclusion() {
+    for (words, matches) in [
+        ("principal=*", false),
+        ("principal=td/*", false),
+        ("sa=shop/cart", false),
+        ("ns=*", false),
+        ("ns=shop", false),
+        ("principal!=*", true),
+        ("principal!=td/ns/shop/sa/cart", true),
+        ("ns!=*", true),
+        ("ns!=shop", true),
+        ("sa!=shop/cart", true),
+    ] {
+        check_match(words, PLAIN, matches);
+    }
+    // An empty prefix matches even the empty namespace, but not the absent principal.
+    let empty = || StringMatch::Prefix("".into());
+    let flow = Flow {
+        identity: None,
+        source: [10, 1, 0, 2].into(),
+        target: "10.1.0.1:8080".parse().unwrap(),
+    };
+    assert!(flow.has_namespace(&empty()) && !flow.has_principal(&empty()));
+}
+
+#[test]
+fn strict_mode_is_a_policy_against_absent_principals() {
+    let strict = "deny root/istio_converted_static_strict selector rule clause match principal!=*";
+    let pod = "pod shop/web policies=root/istio_converted_static_strict";
+    check_pod(pod, &[strict], PEER, "allow");
+    check_pod(pod, &[strict], PLAIN, "static_strict");
+    let except = "deny shop/converted_peer_authentication_x selector rule \
+                  clause match port!=8080 clause match principal!=*";
+    let pod = "pod shop/web policies=shop/converted_peer_authentication_x";
+    check_pod(pod, &[except], PLAIN, "allow");
+    check_pod(pod, &[&except.replace("8080", "9090")], PLAIN, "_x");
+}
