@@ -11,4 +11,6 @@
 //! 7  enroll         pods table and its sources
 //! ```
 
+pub mod relay;
 pub mod task;
+pub mod telemetry;
