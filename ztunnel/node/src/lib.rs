@@ -11,6 +11,9 @@
 //! 7  enroll         pods table and its sources
 //! ```
 
+pub mod control_plane;
+pub mod identity;
 pub mod relay;
 pub mod task;
 pub mod telemetry;
+pub mod tls;

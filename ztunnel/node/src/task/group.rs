@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -48,6 +49,17 @@ impl TaskGroup {
         self.tracker.spawn(async move {
             cut.run_until_cancelled_owned(task).await;
         });
+    }
+
+    /// Like `spawn`, on the runtime of `on`: for a task that several runtimes start, but only one may run.
+    pub fn spawn_on(&self, task: impl Future<Output = ()> + Send + 'static, on: &Handle) {
+        let cut = self.cut.clone();
+        self.tracker.spawn_on(
+            async move {
+                cut.run_until_cancelled_owned(task).await;
+            },
+            on,
+        );
     }
 
     /// Like `spawn`, on the current thread's `LocalSet`.

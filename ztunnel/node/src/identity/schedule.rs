@@ -1,0 +1,54 @@
+//! When the next request for a certificate is due.
+
+use std::time::{Duration, SystemTime};
+
+/// No certificate is renewed more often, whatever its dates say.
+const SOONEST: Duration = Duration::from_secs(1);
+
+/// How long after `now` to renew a certificate that is to be renewed at `refresh_at` and ends at `not_after`.
+/// `jitter` is about 1 and spreads nodes and pods that started together.
+///
+/// The CA dates certificates back, so the middle of a very short one may be past already. Then a quarter of what
+/// is left is waited for instead of asking again at once, forever.
+pub(super) fn renew_in(
+    now: SystemTime,
+    refresh_at: SystemTime,
+    not_after: SystemTime,
+    jitter: f64,
+) -> Duration {
+    let until = |at: SystemTime| at.duration_since(now).unwrap_or_default();
+    let due = until(refresh_at).max(until(not_after) / 4);
+    due.mul_f64(jitter).max(SOONEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: u64 = 3600;
+
+    fn check(refresh_at: i64, not_after: i64, jitter: f64, expected: u64) {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let at = |seconds: i64| {
+            SystemTime::UNIX_EPOCH + Duration::from_secs((1_000_000 + seconds).try_into().unwrap())
+        };
+        assert_eq!(
+            renew_in(now, at(refresh_at), at(not_after), jitter).as_secs(),
+            expected
+        );
+    }
+
+    #[test]
+    fn renewal_is_due_at_the_middle() {
+        check(43_140, 86_400, 1.0, 43_140);
+        check(43_140, 86_400, 0.9, 38_826);
+    }
+
+    #[test]
+    fn certificate_that_is_past_its_middle_is_not_renewed_in_a_loop() {
+        check(-30, 60, 1.0, 15);
+        check(-30, 2, 1.0, 1);
+        check(-30, -10, 1.0, 1);
+        check(-(HOUR as i64), 0, 1.0, 1);
+    }
+}

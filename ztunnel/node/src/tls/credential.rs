@@ -1,0 +1,158 @@
+//! One identity's certificate and key, ready for handshakes.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use zeroize::Zeroizing;
+use ztunnel_mesh::name::Identity;
+
+use super::chain::{Chain, ChainError};
+use super::provider::{Options, provider};
+use super::verify::{ExpectedServer, PeerRoots, TrustDomainClient};
+
+const ALPN: &[u8] = b"h2";
+
+/// A private key in PKCS#8. Does not print and does not stay in memory when it is dropped.
+pub struct PrivateKey(Zeroizing<Vec<u8>>);
+
+impl PrivateKey {
+    /// Takes the DER encoding.
+    #[must_use]
+    pub fn from_pkcs8(der: Zeroizing<Vec<u8>>) -> Self {
+        Self(der)
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(..)")
+    }
+}
+
+/// Certificate, key and roots of one identity. Never changes: renewal makes another one, and connections keep the
+/// one they were made with.
+pub struct Credential {
+    identity: Identity,
+    not_before: SystemTime,
+    not_after: SystemTime,
+    roots: Arc<PeerRoots>,
+    client: ClientConfig,
+    server: Arc<ServerConfig>,
+}
+
+impl Credential {
+    /// Reads a CA's answer to a request for `identity` with `key`: the leaf, intermediates one each, and last the
+    /// roots.
+    ///
+    /// # Errors
+    /// When the answer is no such chain, or is for another identity or key.
+    pub fn from_chain(
+        identity: &Identity,
+        key: &PrivateKey,
+        cert_chain: &[String],
+        options: Options,
+    ) -> Result<Self, ChainError> {
+        let chain = Chain::parse(identity, cert_chain)?;
+        // Borrowed, so that the only copy is inside the crypto library, which wipes its own.
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.0.as_slice()));
+        let key = any_supported_type(&key).map_err(ChainError::Key)?;
+        let certified = CertifiedKey::new(chain.presented, key);
+        certified.keys_match().map_err(ChainError::Key)?;
+
+        let provider = provider(options, false);
+        let roots = Arc::new(PeerRoots::new(
+            chain.anchors,
+            provider.signature_verification_algorithms,
+        ));
+        let certified = Arc::new(SingleCertAndKey::from(certified));
+
+        let mut client = ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(ChainError::Tls)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(ExpectedServer::new(
+                roots.clone(),
+                Arc::default(),
+            )))
+            .with_client_cert_resolver(certified.clone());
+        client.alpn_protocols = vec![ALPN.to_vec()];
+        client.enable_sni = false;
+        client.resumption = rustls::client::Resumption::disabled();
+
+        let mut server = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(ChainError::Tls)?
+            .with_client_cert_verifier(Arc::new(TrustDomainClient::new(
+                roots.clone(),
+                identity.trust_domain.clone(),
+            )))
+            .with_cert_resolver(certified);
+        server.alpn_protocols = vec![ALPN.to_vec()];
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        // Others put AES-256 first. Both are safe, and ours is the faster one.
+        server.ignore_client_order = true;
+
+        Ok(Self {
+            identity: identity.clone(),
+            not_before: chain.not_before,
+            not_after: chain.not_after,
+            roots,
+            client,
+            server: Arc::new(server),
+        })
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub const fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// When peers stop accepting it.
+    #[must_use]
+    pub const fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// The middle of its own validity. The CA dates certificates back, so this is not half of what was asked for.
+    #[must_use]
+    pub fn refresh_at(&self) -> SystemTime {
+        match self.not_after.duration_since(self.not_before) {
+            Ok(validity) => self.not_before + validity / 2,
+            Err(_) => self.not_after, // Nonsense dates: renew at once.
+        }
+    }
+
+    /// How to open connections to a peer that has one of the `expected` identities.
+    #[must_use]
+    pub fn client_config(&self, expected: Arc<[Identity]>) -> Arc<ClientConfig> {
+        let mut config = self.client.clone();
+        config
+            .dangerous()
+            .set_certificate_verifier(Arc::new(ExpectedServer::new(self.roots.clone(), expected)));
+        Arc::new(config)
+    }
+
+    /// How to accept connections from peers of the same trust domain.
+    #[must_use]
+    pub fn server_config(&self) -> Arc<ServerConfig> {
+        self.server.clone()
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credential")
+            .field("identity", &self.identity)
+            .field("not_before", &self.not_before)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,133 @@
+//! Handshakes with a deadline, what they agreed on, and why they failed.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::{
+    CertificateError, CipherSuite, ClientConfig, CommonState, OtherError, ProtocolVersion,
+    ServerConfig,
+};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use ztunnel_mesh::reason::Reason;
+
+use super::verify::WrongIdentity;
+
+/// How long a refused client has to read why.
+const LINGER: Duration = Duration::from_secs(1);
+/// How much of what a refused client still says is thrown away.
+const MAX_LINGER_BYTES: u64 = 64 * 1024;
+
+/// Why there is no TLS with the peer.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The peer does not answer, or too slowly.
+    #[error("tls handshake timed out after {after:?}")]
+    Timeout { after: Duration },
+    /// The peer, or its certificate, is not right.
+    #[error("tls handshake failed")]
+    Failed(#[source] io::Error),
+}
+
+impl HandshakeError {
+    /// The reason a connection ends with.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Timeout { .. } => Reason::PeerTlsFailed,
+            Self::Failed(error) => failure_reason(error),
+        }
+    }
+}
+
+/// Tells a peer with the wrong identity from every other failure of a TLS stream.
+#[must_use]
+pub fn failure_reason(error: &io::Error) -> Reason {
+    let inner = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(cause))))
+            if cause.is::<WrongIdentity>() =>
+        {
+            Reason::PeerIdentityMismatch
+        }
+        _ => Reason::PeerTlsFailed,
+    }
+}
+
+/// Performs the client's half of a handshake.
+///
+/// # Errors
+/// When the peer is not who it should be, or does not finish in time.
+pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
+    config: Arc<ClientConfig>,
+    stream: IO,
+    deadline: Duration,
+) -> Result<client::TlsStream<IO>, HandshakeError> {
+    // rustls wants a name; it is neither sent nor checked.
+    let nobody = ServerName::from(Ipv4Addr::UNSPECIFIED);
+    timeout(deadline, TlsConnector::from(config).connect(nobody, stream))
+        .await
+        .map_err(|_| HandshakeError::Timeout { after: deadline })?
+        .map_err(HandshakeError::Failed)
+}
+
+/// Performs the server's half of a handshake. A client that is refused gets a moment to read the alert: closing a
+/// socket with unread bytes in it sends a reset, which can overtake the alert.
+///
+/// # Errors
+/// When the peer shows no good certificate, or does not finish in time.
+pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
+    config: Arc<ServerConfig>,
+    stream: IO,
+    deadline: Duration,
+) -> Result<server::TlsStream<IO>, HandshakeError> {
+    let accepting = TlsAcceptor::from(config).accept(stream).into_fallible();
+    let (error, mut stream) = match timeout(deadline, accepting).await {
+        Ok(Ok(stream)) => return Ok(stream),
+        Ok(Err(refused)) => refused,
+        Err(_) => return Err(HandshakeError::Timeout { after: deadline }),
+    };
+    let linger = async {
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream.take(MAX_LINGER_BYTES), &mut tokio::io::sink()).await
+    };
+    // The client may be gone already; it was refused in any case.
+    drop(timeout(LINGER, linger).await);
+    Err(HandshakeError::Failed(error))
+}
+
+/// What a handshake agreed on, in the names of the standards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Negotiated {
+    pub version: &'static str,
+    pub cipher: &'static str,
+    pub key_exchange: &'static str,
+}
+
+/// Reads what a finished handshake agreed on.
+#[must_use]
+pub fn negotiated(conn: &CommonState) -> Negotiated {
+    let unknown = "unknown";
+    Negotiated {
+        version: match conn.protocol_version() {
+            Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            _ => unknown,
+        },
+        cipher: match conn.negotiated_cipher_suite().map(|suite| suite.suite()) {
+            Some(CipherSuite::TLS13_AES_128_GCM_SHA256) => "TLS_AES_128_GCM_SHA256",
+            Some(CipherSuite::TLS13_AES_256_GCM_SHA384) => "TLS_AES_256_GCM_SHA384",
+            other => other.and_then(|suite| suite.as_str()).unwrap_or(unknown),
+        },
+        key_exchange: conn
+            .negotiated_key_exchange_group()
+            .and_then(|group| group.name().as_str())
+            .unwrap_or(unknown),
+    }
+}
