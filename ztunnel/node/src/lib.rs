@@ -17,3 +17,4 @@ pub mod relay;
 pub mod task;
 pub mod telemetry;
 pub mod tls;
+pub mod tunnel;
