@@ -1,2 +1,11 @@
-//! The `ztunnel` binary.
-fn main() {}
+//! The `ztunnel` binary: the node daemon, and the commands that talk to a running one.
+
+mod cli;
+mod config;
+mod run;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -3,5 +3,11 @@
 
 #![expect(unsafe_code, reason = "this crate is the place for it")]
 
+pub mod bpffs;
+pub mod cgroup;
+pub mod interface;
+mod netlink;
 pub mod netns;
+pub mod policy_routing;
 pub mod socket;
+pub mod sysctl;

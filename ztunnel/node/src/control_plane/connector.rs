@@ -31,6 +31,7 @@ const KEEPALIVE_PROBES: u32 = 9;
 pub(super) struct Connector {
     tcp: HttpConnector,
     tls: TlsConnector,
+    address: Uri,
     name: ServerName<'static>,
 }
 
@@ -51,6 +52,7 @@ pub(super) enum ConnectError {
 
 impl Connector {
     pub(super) fn new(
+        address: Uri,
         name: ServerName<'static>,
         alt_name: Option<ServerName<'static>>,
         roots: &Roots,
@@ -66,6 +68,7 @@ impl Connector {
         Ok(Self {
             tcp,
             tls: TlsConnector::from(Arc::new(client_config(alt_name, roots, tls12)?)),
+            address,
             name,
         })
     }
@@ -80,8 +83,14 @@ impl Service<Uri> for Connector {
         Poll::Ready(Ok(())) // HttpConnector is.
     }
 
-    fn call(&mut self, address: Uri) -> Self::Future {
-        let Self { mut tcp, tls, name } = self.clone();
+    /// The argument is always the same placeholder.
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let Self {
+            mut tcp,
+            tls,
+            address,
+            name,
+        } = self.clone();
         Box::pin(async move {
             let stream = tcp
                 .call(address.clone())

@@ -108,12 +108,7 @@ impl Endpoint {
         self.server_name()?;
         self.alt_name()?;
         self.extra_headers(&mut MetadataMap::new())?;
-        if AsciiMetadataValue::try_from(self.cluster_id.as_str()).is_err() {
-            return Err(ControlPlaneError::BadClusterId {
-                cluster_id: self.cluster_id.clone(),
-            });
-        }
-        Ok(())
+        self.cluster().map(drop)
     }
 
     /// Makes a channel that connects when it is used, and again after a failure. Reads the roots. The channel's
@@ -130,9 +125,18 @@ impl Endpoint {
     /// # Errors
     /// When settings or roots are unusable.
     pub fn channel_with(&self, roots: &Roots) -> Result<Channel, ControlPlaneError> {
-        let connector =
-            connector::Connector::new(self.server_name()?, self.alt_name()?, roots, self.tls12)?;
-        Ok(transport::Endpoint::from(self.address.clone())
+        let name = self.server_name()?;
+        let connector = connector::Connector::new(
+            self.address.clone(),
+            name,
+            self.alt_name()?,
+            roots,
+            self.tls12,
+        )?;
+        // tonic, if built with TLS of its own, insists on doing it for addresses of scheme https. So it dials a
+        // name that only our connector understands, and tells the server the real one.
+        Ok(transport::Endpoint::from_static("http://control-plane")
+            .origin(self.address.clone())
             .connect_timeout(CONNECT_DEADLINE)
             .http2_keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_DEADLINE)
@@ -150,12 +154,7 @@ impl Endpoint {
             return Ok(metadata);
         };
         metadata.insert("authorization", token.bearer()?);
-        let cluster_id = AsciiMetadataValue::try_from(self.cluster_id.as_str()).map_err(|_| {
-            ControlPlaneError::BadClusterId {
-                cluster_id: self.cluster_id.clone(),
-            }
-        })?;
-        metadata.insert("clusterid", cluster_id);
+        metadata.insert("clusterid", self.cluster()?);
         Ok(metadata)
     }
 
@@ -165,11 +164,17 @@ impl Endpoint {
             // Environment variables come in upper case, header names travel in lower case.
             let key = AsciiMetadataKey::from_bytes(name.to_ascii_lowercase().as_bytes())
                 .map_err(|_| bad())?;
-            let mut value = AsciiMetadataValue::try_from(value.as_str()).map_err(|_| bad())?;
+            let mut value = ascii(value).ok_or_else(bad)?;
             value.set_sensitive(true);
             metadata.insert(key, value);
         }
         Ok(())
+    }
+
+    fn cluster(&self) -> Result<AsciiMetadataValue, ControlPlaneError> {
+        ascii(&self.cluster_id).ok_or_else(|| ControlPlaneError::BadClusterId {
+            cluster_id: self.cluster_id.clone(),
+        })
     }
 
     fn server_name(&self) -> Result<ServerName<'static>, ControlPlaneError> {
@@ -232,6 +237,14 @@ pub fn explain(status: &tonic::Status) -> String {
     text
 }
 
+/// The conversion alone lets bytes pass that gRPC forbids.
+fn ascii(value: &str) -> Option<AsciiMetadataValue> {
+    let printable = value.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    AsciiMetadataValue::try_from(value)
+        .ok()
+        .filter(|_| printable)
+}
+
 fn name(host: &str) -> Result<ServerName<'static>, ControlPlaneError> {
     // A URI brackets IPv6 addresses.
     let bare = host
@@ -243,5 +256,7 @@ fn name(host: &str) -> Result<ServerName<'static>, ControlPlaneError> {
     })
 }
 
+#[cfg(test)]
+pub(crate) mod test_server;
 #[cfg(test)]
 mod tests;

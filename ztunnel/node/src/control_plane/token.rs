@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tonic::metadata::AsciiMetadataValue;
 use zeroize::Zeroizing;
 
-use super::ControlPlaneError;
+use super::{ControlPlaneError, ascii};
 
 /// Far above any service account token.
 const MAX_FILE: u64 = 64 * 1024;
@@ -47,7 +47,7 @@ impl TokenSource {
             Self::File(path) => path.display().to_string(),
             Self::Literal(_) => "the settings".to_owned(),
         };
-        let bad = |_| ControlPlaneError::BadToken { origin: origin() };
+        let bad = || ControlPlaneError::BadToken { origin: origin() };
         let read;
         let token = match self {
             Self::File(path) => {
@@ -57,8 +57,7 @@ impl TokenSource {
                         source,
                     }
                 })?);
-                str::from_utf8(&read)
-                    .map_err(|_| ControlPlaneError::BadToken { origin: origin() })?
+                str::from_utf8(&read).map_err(|_| bad())?
             }
             Self::Literal(secret) => secret.0.as_str(),
         };
@@ -68,7 +67,7 @@ impl TokenSource {
             return Err(ControlPlaneError::EmptyToken { origin: origin() });
         }
         let header = Zeroizing::new(format!("Bearer {token}"));
-        let mut value = AsciiMetadataValue::try_from(header.as_str()).map_err(bad)?;
+        let mut value = ascii(&header).ok_or_else(bad)?;
         value.set_sensitive(true);
         Ok(value)
     }

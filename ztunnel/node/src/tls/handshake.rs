@@ -78,7 +78,7 @@ pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// Performs the server's half of a handshake. A client that is refused gets a moment to read the alert: closing a
-/// socket with unread bytes in it sends a reset, which can overtake the alert.
+/// socket with unread bytes in it sends a reset, and then the client fails at its next write instead.
 ///
 /// # Errors
 /// When the peer shows no good certificate, or does not finish in time.

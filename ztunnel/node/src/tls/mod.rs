@@ -19,4 +19,6 @@ pub(crate) use provider::provider;
 pub use verify::{WrongIdentity, peer_identity};
 
 #[cfg(test)]
-pub(crate) mod tests;
+pub(crate) mod test_ca;
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,592 @@
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
+use rcgen::{ExtendedKeyUsagePurpose, SanType};
+use rustls::crypto::aws_lc_rs::{cipher_suite, kx_group};
+use rustls::{AlertDescription, ClientConfig, ServerConfig};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use ztunnel_mesh::name::Identity;
+use ztunnel_mesh::reason::Reason;
+
+use super::test_ca::{HOUR, Leaf, TestCa};
+use super::*;
+
+const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
+const DB: &str = "spiffe://cluster.local/ns/shop/sa/db";
+const OTHER_DOMAIN: &str = "spiffe://example.org/ns/shop/sa/web";
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// What each side makes of a handshake and of the first byte from the other.
+struct Outcome {
+    client: Result<(Option<Identity>, Negotiated), io::Error>,
+    server: Result<(Option<Identity>, Negotiated), HandshakeError>,
+}
+
+impl Outcome {
+    #[track_caller]
+    fn assert_accepted(self, server: &str, client: &str) -> Negotiated {
+        let (found, negotiated) = self.client.expect("the client is content");
+        assert_eq!(found.unwrap().to_string(), server);
+        let (found, _) = self.server.expect("the server is content");
+        assert_eq!(found.unwrap().to_string(), client);
+        negotiated
+    }
+
+    /// The client refuses, and the server is told.
+    #[track_caller]
+    fn assert_client_refuses(self, reason: Reason, alert: AlertDescription) {
+        let error = self.client.expect_err("the client refuses");
+        assert_eq!(failure_reason(&error), reason, "{error}");
+        let Err(HandshakeError::Failed(error)) = self.server else {
+            panic!("the server learns of it");
+        };
+        assert_alert(&error, alert);
+    }
+
+    /// The server refuses, and the client is told.
+    #[track_caller]
+    fn assert_server_refuses(self, reason: Reason, alert: AlertDescription) {
+        let error = self.server.expect_err("the server refuses");
+        assert_eq!(error.reason(), reason, "{error:?}");
+        assert_alert(&self.client.expect_err("the client learns of it"), alert);
+    }
+}
+
+#[track_caller]
+fn assert_alert(error: &io::Error, alert: AlertDescription) {
+    let tls = error.get_ref().and_then(|err| err.downcast_ref());
+    assert_eq!(tls, Some(&rustls::Error::AlertReceived(alert)), "{error:?}");
+}
+
+async fn handshake(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Outcome {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let client = async {
+        let mut stream = match connect(client, near, DEADLINE).await {
+            Ok(stream) => stream,
+            Err(HandshakeError::Failed(error)) => return Err(error),
+            Err(error) => panic!("{error}"),
+        };
+        // In TLS 1.3 the client is done before the server has seen its certificate.
+        assert_eq!(stream.read_u8().await?, b'!');
+        let tls = stream.get_ref().1;
+        assert_eq!(tls.alpn_protocol(), Some(&b"h2"[..]));
+        Ok((
+            peer_identity(tls.peer_certificates().unwrap_or_default()),
+            negotiated(tls),
+        ))
+    };
+    let server = async {
+        let mut stream = accept(server, far, DEADLINE).await?;
+        stream.write_u8(b'!').await.unwrap();
+        stream.flush().await.unwrap();
+        let tls = stream.get_ref().1;
+        Ok((
+            peer_identity(tls.peer_certificates().unwrap_or_default()),
+            negotiated(tls),
+        ))
+    };
+    let (client, server) = tokio::join!(client, server);
+    Outcome { client, server }
+}
+
+fn expected(uris: &[&str]) -> Arc<[Identity]> {
+    uris.iter().map(|uri| uri.parse().unwrap()).collect()
+}
+
+/// A credential out of a certificate with a flaw that our own checks would not let pass.
+fn flawed(ca: &TestCa, uri: &str, leaf: Leaf) -> Credential {
+    let (key, chain) = ca.issue(leaf);
+    Credential::from_chain(&uri.parse().unwrap(), &key, &chain, Options::default()).unwrap()
+}
+
+#[tokio::test]
+async fn both_sides_learn_who_the_other_is() {
+    let ca = TestCa::new("one");
+    let (web, db) = (ca.credential(WEB), ca.credential(DB));
+    let outcome = handshake(web.client_config(expected(&[DB])), db.server_config()).await;
+    assert_eq!(
+        outcome.assert_accepted(DB, WEB),
+        Negotiated {
+            version: "TLSv1.3",
+            cipher: "TLS_AES_128_GCM_SHA256",
+            key_exchange: "X25519MLKEM768",
+        }
+    );
+}
+
+#[tokio::test]
+async fn any_expected_identity_will_do() {
+    let ca = TestCa::new("one");
+    let (web, db) = (ca.credential(WEB), ca.credential(DB));
+    let client = web.client_config(expected(&[OTHER_DOMAIN, DB]));
+    handshake(client, db.server_config())
+        .await
+        .assert_accepted(DB, WEB);
+}
+
+#[tokio::test]
+async fn any_name_of_the_server_will_do() {
+    let ca = TestCa::new("one");
+    let web = ca.credential(WEB);
+    let both = flawed(&ca, DB, Leaf::uris(&[DB, "https://db", WEB]));
+    let client = web.client_config(expected(&[WEB]));
+    handshake(client, both.server_config())
+        .await
+        .assert_accepted(DB, WEB);
+}
+
+#[tokio::test]
+async fn intermediates_are_presented_and_followed() {
+    let ca = TestCa::new("one");
+    let (web, db) = (
+        ca.intermediate("west").credential(WEB),
+        ca.intermediate("east")
+            .intermediate("far east")
+            .credential(DB),
+    );
+    handshake(web.client_config(expected(&[DB])), db.server_config())
+        .await
+        .assert_accepted(DB, WEB);
+}
+
+#[tokio::test]
+async fn server_with_another_identity_is_refused() {
+    let ca = TestCa::new("one");
+    let (web, db) = (ca.credential(WEB), ca.credential(DB));
+    for wrong in [&[WEB, OTHER_DOMAIN][..], &[]] {
+        handshake(web.client_config(expected(wrong)), db.server_config())
+            .await
+            .assert_client_refuses(
+                Reason::PeerIdentityMismatch,
+                AlertDescription::CertificateUnknown,
+            );
+    }
+}
+
+#[tokio::test]
+async fn server_of_an_unknown_ca_is_refused() {
+    let (web, db) = (
+        TestCa::new("one").credential(WEB),
+        TestCa::new("two").credential(DB),
+    );
+    handshake(web.client_config(expected(&[DB])), db.server_config())
+        .await
+        .assert_client_refuses(Reason::PeerTlsFailed, AlertDescription::UnknownCA);
+}
+
+#[tokio::test]
+async fn server_with_a_client_certificate_is_refused() {
+    let ca = TestCa::new("one");
+    let mut leaf = Leaf::uris(&[DB]);
+    leaf.usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let (web, db) = (ca.credential(WEB), flawed(&ca, DB, leaf));
+    handshake(web.client_config(expected(&[DB])), db.server_config())
+        .await
+        .assert_client_refuses(
+            Reason::PeerTlsFailed,
+            AlertDescription::UnsupportedCertificate,
+        );
+}
+
+#[tokio::test]
+async fn expired_server_is_refused() {
+    let ca = TestCa::new("one");
+    let mut leaf = Leaf::uris(&[DB]);
+    let now = SystemTime::now();
+    leaf.valid = now - 2 * HOUR..now - HOUR;
+    let (web, db) = (ca.credential(WEB), flawed(&ca, DB, leaf));
+    handshake(web.client_config(expected(&[DB])), db.server_config())
+        .await
+        .assert_client_refuses(Reason::PeerTlsFailed, AlertDescription::CertificateExpired);
+}
+
+/// A client of `ca`'s that trusts everybody `ca` vouches for, and is itself vouched for by another CA.
+fn client_of(roots: &TestCa, credential_of: &TestCa, leaf: Leaf) -> Arc<ClientConfig> {
+    let (key, mut chain) = credential_of.issue(leaf);
+    chain.pop();
+    chain.push(roots.root.clone());
+    let uri = WEB.parse().unwrap();
+    Credential::from_chain(&uri, &key, &chain, Options::default())
+        .unwrap()
+        .client_config(expected(&[DB]))
+}
+
+#[tokio::test]
+async fn client_of_an_unknown_ca_is_refused() {
+    let (ca, other) = (TestCa::new("one"), TestCa::new("two"));
+    let client = client_of(&ca, &other, Leaf::uris(&[WEB]));
+    handshake(client, ca.credential(DB).server_config())
+        .await
+        .assert_server_refuses(Reason::PeerTlsFailed, AlertDescription::UnknownCA);
+}
+
+#[tokio::test]
+async fn client_with_a_server_certificate_is_refused() {
+    let ca = TestCa::new("one");
+    let mut leaf = Leaf::uris(&[WEB]);
+    leaf.usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    handshake(client_of(&ca, &ca, leaf), ca.credential(DB).server_config())
+        .await
+        .assert_server_refuses(
+            Reason::PeerTlsFailed,
+            AlertDescription::UnsupportedCertificate,
+        );
+}
+
+#[tokio::test]
+async fn client_of_another_trust_domain_is_refused() {
+    let ca = TestCa::new("one");
+    let stranger = ca.credential(OTHER_DOMAIN);
+    handshake(
+        stranger.client_config(expected(&[DB])),
+        ca.credential(DB).server_config(),
+    )
+    .await
+    .assert_server_refuses(
+        Reason::PeerIdentityMismatch,
+        AlertDescription::CertificateUnknown,
+    );
+}
+
+#[tokio::test]
+async fn client_without_certificate_is_refused() {
+    let ca = TestCa::new("one");
+    let db = ca.credential(DB);
+    handshake(anonymous(&ca, &[b"h2"]), db.server_config())
+        .await
+        .assert_server_refuses(Reason::PeerTlsFailed, AlertDescription::CertificateRequired);
+}
+
+/// A client that trusts `ca` by other means than ours and shows no certificate.
+fn anonymous(ca: &TestCa, alpn: &[&[u8]]) -> Arc<ClientConfig> {
+    let mut config = (*ca.credential(WEB).client_config(expected(&[DB]))).clone();
+    config.client_auth_cert_resolver = Arc::new(Nobody);
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Arc::new(config)
+}
+
+#[derive(Debug)]
+struct Nobody;
+
+impl rustls::client::ResolvesClientCert for Nobody {
+    fn resolve(
+        &self,
+        _: &[&[u8]],
+        _: &[rustls::SignatureScheme],
+    ) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
+
+#[tokio::test]
+async fn client_that_speaks_no_http2_is_refused() {
+    let ca = TestCa::new("one");
+    handshake(
+        anonymous(&ca, &[b"http/1.1"]),
+        ca.credential(DB).server_config(),
+    )
+    .await
+    .assert_server_refuses(
+        Reason::PeerTlsFailed,
+        AlertDescription::NoApplicationProtocol,
+    );
+}
+
+#[tokio::test]
+async fn server_prefers_aes_128_and_takes_what_others_offer() {
+    let ca = TestCa::new("one");
+    let (aes_128, aes_256) = (
+        cipher_suite::TLS13_AES_128_GCM_SHA256,
+        cipher_suite::TLS13_AES_256_GCM_SHA384,
+    );
+    for (offered, chosen) in [
+        (vec![aes_256, aes_128], "TLS_AES_128_GCM_SHA256"),
+        (vec![aes_256], "TLS_AES_256_GCM_SHA384"),
+    ] {
+        let negotiated = handshake(
+            other_client(&ca, offered),
+            ca.credential(DB).server_config(),
+        )
+        .await
+        .assert_accepted(DB, WEB);
+        assert_eq!(negotiated.cipher, chosen);
+        assert_eq!(negotiated.key_exchange, "X25519");
+    }
+    let chacha = vec![cipher_suite::TLS13_CHACHA20_POLY1305_SHA256];
+    handshake(other_client(&ca, chacha), ca.credential(DB).server_config())
+        .await
+        .assert_server_refuses(Reason::PeerTlsFailed, AlertDescription::HandshakeFailure);
+}
+
+/// A client with other cryptography than ours.
+fn other_client(ca: &TestCa, suites: Vec<rustls::SupportedCipherSuite>) -> Arc<ClientConfig> {
+    let provider = rustls::crypto::CryptoProvider {
+        cipher_suites: suites,
+        kx_groups: vec![kx_group::X25519],
+        ..rustls::crypto::aws_lc_rs::default_provider()
+    };
+    let ours = ca.credential(WEB).client_config(expected(&[DB]));
+    let roots = Arc::new(verify::PeerRoots::new(
+        vec![anchor(&ca.root)],
+        provider.signature_verification_algorithms,
+    ));
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verify::ExpectedServer::new(
+            roots,
+            expected(&[DB]),
+        )))
+        .with_client_cert_resolver(ours.client_auth_cert_resolver.clone());
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Arc::new(config)
+}
+
+fn anchor(pem: &str) -> rustls_pki_types::TrustAnchor<'static> {
+    use rustls_pki_types::pem::PemObject as _;
+    let der = rustls_pki_types::CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+    webpki::anchor_from_trusted_cert(&der).unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn post_quantum_only_refuses_classic_key_exchange() {
+    let ca = TestCa::new("one");
+    let (key, chain) = ca.issue(Leaf::uris(&[DB]));
+    let strict = Options {
+        only_post_quantum: true,
+    };
+    let db = Credential::from_chain(&DB.parse().unwrap(), &key, &chain, strict).unwrap();
+    let web = ca.credential(WEB);
+    handshake(web.client_config(expected(&[DB])), db.server_config())
+        .await
+        .assert_accepted(DB, WEB);
+    let classic = other_client(&ca, vec![cipher_suite::TLS13_AES_128_GCM_SHA256]);
+    handshake(classic, db.server_config())
+        .await
+        .assert_server_refuses(Reason::PeerTlsFailed, AlertDescription::HandshakeFailure);
+}
+
+#[tokio::test]
+async fn client_hello_names_no_server() {
+    let ca = TestCa::new("one");
+    let config = ca.credential(WEB).client_config(expected(&[DB]));
+    let name = ServerName::try_from("db.shop.svc").unwrap();
+    let mut client = rustls::ClientConnection::new(config, name).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    let mut acceptor = rustls::server::Acceptor::default();
+    acceptor.read_tls(&mut hello.as_slice()).unwrap();
+    let accepted = acceptor
+        .accept()
+        .ok()
+        .flatten()
+        .expect("a whole client hello");
+    assert_eq!(accepted.client_hello().server_name(), None);
+}
+
+#[tokio::test]
+async fn second_connection_is_a_full_handshake() {
+    let ca = TestCa::new("one");
+    let client = ca.credential(WEB).client_config(expected(&[DB]));
+    let server = ca.credential(DB).server_config();
+    for _ in 0..2 {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (client, server) = tokio::join!(
+            connect(client.clone(), near, DEADLINE),
+            accept(server.clone(), far, DEADLINE)
+        );
+        let (mut client, server) = (client.unwrap(), server.unwrap());
+        assert_eq!(
+            client.get_ref().1.handshake_kind(),
+            Some(rustls::HandshakeKind::Full)
+        );
+        assert_eq!(client.get_ref().1.tls13_tickets_received(), 0);
+        drop(server);
+        let eof: io::Result<_> = client.read_u8().await;
+        assert_eq!(eof.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(client.get_ref().1.tls13_tickets_received(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_peer_runs_into_the_deadline() {
+    let ca = TestCa::new("one");
+    let (near, _far): (DuplexStream, DuplexStream) = tokio::io::duplex(64 * 1024);
+    let client = ca.credential(WEB).client_config(expected(&[DB]));
+    let error = connect(client, near, DEADLINE).await.unwrap_err();
+    assert!(matches!(error, HandshakeError::Timeout { after } if after == DEADLINE));
+    assert_eq!(error.reason(), Reason::PeerTlsFailed);
+}
+
+/// A client that already sends requests when it is refused learns why, instead of being reset.
+#[tokio::test]
+async fn refused_client_that_is_busy_sending_reads_the_alert() {
+    let ca = TestCa::new("one");
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let config = ca.credential(DB).server_config();
+    let server = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        accept(config, stream, DEADLINE).await.map(drop)
+    };
+    let client = async {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let name = ServerName::try_from("nobody").unwrap();
+        let mut stream: TlsStream<TcpStream> = TlsConnector::from(anonymous(&ca, &[b"h2"]))
+            .connect(name, stream)
+            .await
+            .unwrap();
+        stream.write_all(&[0; 16 * 1024]).await.unwrap();
+        stream.get_ref().0.readable().await.unwrap();
+        // The alert is there, but not yet read. After a reset this would fail.
+        stream.write_all(&[0; 1024]).await.unwrap();
+        stream.read_u8().await
+    };
+    let (refused, read) = tokio::join!(server, client);
+    assert!(refused.is_err());
+    assert_alert(&read.unwrap_err(), AlertDescription::CertificateRequired);
+}
+
+/// Reads what a CA answered for `WEB` and says what is wrong with it.
+fn reject(key: &PrivateKey, chain: &[String]) -> String {
+    Credential::from_chain(&WEB.parse().unwrap(), key, chain, Options::default())
+        .expect_err("the chain is rejected")
+        .to_string()
+}
+
+#[test]
+fn chains_that_are_rejected() {
+    let ca = TestCa::new("one");
+    let (key, chain) = ca.issue(Leaf::uris(&[WEB]));
+    let [leaf, root] = <[String; 2]>::try_from(chain).unwrap();
+    let chain_of = |leaf: Leaf| ca.issue(leaf);
+
+    assert_eq!(
+        reject(&key, &[]),
+        "the certificate chain has 0 elements; a leaf and, last, the roots are needed"
+    );
+    assert_eq!(
+        reject(&key, std::slice::from_ref(&leaf)),
+        "the certificate chain has 1 elements; a leaf and, last, the roots are needed"
+    );
+    let mut long = vec![leaf.clone(); 9];
+    long.push(root.clone());
+    assert_eq!(
+        reject(&key, &long),
+        "the certificate chain has 10 elements; at most 9 are taken"
+    );
+    assert_eq!(
+        reject(&key, &["nothing".to_owned(), root.clone()]),
+        "element 0 of the certificate chain is no PEM certificate"
+    );
+    assert_eq!(
+        reject(&key, &[leaf.clone(), "nothing".to_owned()]),
+        "the last element of the certificate chain has no usable root certificate"
+    );
+    let rubbish = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_owned();
+    assert_eq!(
+        reject(&key, &[leaf.clone(), rubbish.clone()]),
+        "the last element of the certificate chain has no usable root certificate"
+    );
+    assert_eq!(
+        reject(&key, &[leaf.clone(), root.repeat(257)]),
+        "the root bundle has more than 256 certificates"
+    );
+    assert!(
+        reject(&key, &[rubbish, root.clone()]).starts_with("the leaf certificate cannot be read")
+    );
+
+    let (other_key, other) = chain_of(Leaf::uris(&[DB]));
+    assert_eq!(
+        reject(&other_key, &other),
+        format!("the leaf certificate is for {DB} instead of {WEB}")
+    );
+    // Only the first name counts, as in every other implementation.
+    let (other_key, other) = chain_of(Leaf::uris(&[DB, WEB]));
+    assert_eq!(
+        reject(&other_key, &other),
+        format!("the leaf certificate is for {DB} instead of {WEB}")
+    );
+    let (other_key, other) = chain_of(Leaf::uris(&["https://web"]));
+    assert_eq!(
+        reject(&other_key, &other),
+        format!("the leaf certificate for {WEB} carries a name that is no identity")
+    );
+    let mut nameless = Leaf::uris(&[]);
+    nameless.names = vec![SanType::DnsName("web".try_into().unwrap())];
+    let (other_key, other) = chain_of(nameless);
+    assert_eq!(
+        reject(&other_key, &other),
+        format!("the leaf certificate for {WEB} has no URI name")
+    );
+    let (_, same_name) = chain_of(Leaf::uris(&[WEB]));
+    assert_eq!(
+        reject(&key, &same_name),
+        "the leaf certificate does not belong to the requested key"
+    );
+    let no_key = PrivateKey::from_pkcs8(zeroize::Zeroizing::new(vec![1, 2, 3]));
+    assert_eq!(
+        reject(&no_key, &[leaf, root]),
+        "the leaf certificate does not belong to the requested key"
+    );
+}
+
+#[tokio::test]
+async fn bundle_of_several_roots_is_taken_whole() {
+    let (one, two) = (TestCa::new("one"), TestCa::new("two"));
+    // An unusable root among them costs only itself.
+    let rubbish = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let bundle = format!("{}{rubbish}{}", one.root, two.root);
+    let credential = |ca: &TestCa, uri: &str| {
+        let (key, mut chain) = ca.issue(Leaf::uris(&[uri]));
+        *chain.last_mut().unwrap() = bundle.clone();
+        Credential::from_chain(&uri.parse().unwrap(), &key, &chain, Options::default()).unwrap()
+    };
+    let (web, db) = (credential(&one, WEB), credential(&two, DB));
+    handshake(web.client_config(expected(&[DB])), db.server_config())
+        .await
+        .assert_accepted(DB, WEB);
+}
+
+#[test]
+fn refresh_is_due_at_half_of_the_own_validity() {
+    let ca = TestCa::new("one");
+    let start = SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
+    let refresh = |length: Duration| {
+        let mut leaf = Leaf::uris(&[WEB]);
+        leaf.valid = start..start + length;
+        flawed(&ca, WEB, leaf).refresh_at()
+    };
+    assert_eq!(refresh(24 * HOUR), start + 12 * HOUR);
+}
+
+#[test]
+fn credential_does_not_print_its_key() {
+    let ca = TestCa::new("one");
+    let (key, chain) = ca.issue(Leaf::uris(&[WEB]));
+    assert_eq!(format!("{key:?}"), "PrivateKey(..)");
+    let credential =
+        Credential::from_chain(&WEB.parse().unwrap(), &key, &chain, Options::default()).unwrap();
+    let printed = format!("{credential:?}");
+    assert!(
+        printed.starts_with("Credential { identity: Identity {"),
+        "{printed}"
+    );
+    assert!(printed.ends_with(", .. }"), "{printed}");
+}
+
+#[test]
+fn peer_without_certificates_has_no_identity() {
+    assert_eq!(peer_identity(&[]), None);
+    assert_eq!(peer_identity(&[vec![1, 2, 3].into()]), None);
+}

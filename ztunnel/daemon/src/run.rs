@@ -1,0 +1,152 @@
+//! `ztunnel run`: reads the configuration, wires the rooms together, and ends in order.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+use ztunnel_node::capture::NodeCapture;
+use ztunnel_node::discovery::{self, DiscoveryConfig};
+use ztunnel_node::enroll::{self, Enroller};
+use ztunnel_node::identity::{CaConfig, Identities};
+use ztunnel_node::pod::{NodeContext, Workers};
+use ztunnel_node::state::mesh_channel;
+use ztunnel_node::task::{Shutdown, TaskGroup};
+use ztunnel_sys::cgroup::{self, OwnCgroup};
+
+use crate::cli::{chain, fail};
+use crate::config::{Config, Log, LogFormat};
+
+/// How long tasks that have been told to end may take.
+const LAST_TASKS: Duration = Duration::from_secs(2);
+
+/// Why the daemon did not start.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error("give the daemon a cgroup of its own")]
+    Cgroup(#[from] cgroup::CgroupError),
+    #[error("set up capture")]
+    Capture(#[from] ztunnel_node::capture::CaptureError),
+    #[error("start the workers")]
+    Workers(#[source] std::io::Error),
+    #[error("take over enrolled pods")]
+    Enroll(#[from] enroll::EnrollError),
+    #[error("serve the local API")]
+    Api(#[from] enroll::ApiError),
+    #[error("{what}")]
+    System { what: &'static str, source: std::io::Error },
+}
+
+pub(crate) fn main() -> ExitCode {
+    let config = match Config::read() {
+        Ok(config) => config,
+        Err(err) => return fail(&err),
+    };
+    if let Err(err) = init_log(&config.log) {
+        return fail(&err);
+    }
+    // One or two control threads: the traffic is the workers'.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(run(config)),
+        Err(source) => Err(StartError::System { what: "start the control threads", source }),
+    };
+    drop(cgroup::leave_own());
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => fail(&chain(&err)),
+    }
+}
+
+async fn run(config: Config) -> Result<(), StartError> {
+    raise_descriptor_limit();
+    let own: OwnCgroup = cgroup::enter_own()?;
+    let mut ends = Ends::new()?;
+    let (shutdown, tasks) = (Shutdown::default(), TaskGroup::default());
+
+    let (mesh, reader) = mesh_channel();
+    let (synced, _) = watch::channel(false);
+    let discovery = DiscoveryConfig { endpoint: config.xds, node: config.node.description };
+    tasks.spawn(discovery::run(discovery, mesh, synced, shutdown.clone()));
+
+    let ca = CaConfig { endpoint: config.ca, secret_ttl: config.secret_ttl, tls: config.tls };
+    let identities = Identities::new(ca, tasks.clone(), shutdown.clone());
+
+    let context = NodeContext {
+        node_name: config.node.name.into(),
+        network: config.node.network.into(),
+        mesh: reader,
+        identities,
+        tunnel: config.tunnel,
+    };
+    let workers =
+        Workers::start(config.worker_threads.get(), &context).map_err(StartError::Workers)?;
+    let node = NodeCapture::start(&config.paths.bpf_dir, &own)?;
+    let enroller =
+        Enroller::start(node, &config.paths.state_dir, workers, config.drain_deadline, tasks.clone())
+            .await?;
+    let (stop, mut stopped) = mpsc::channel(1);
+    enroll::serve(&config.paths.api_socket, enroller.clone(), stop, shutdown.clone(), &tasks)?;
+    info!(node = %context.node_name, workers = config.worker_threads, "daemon started");
+
+    tokio::select! {
+        signal = ends.wait() => info!(signal, "daemon is stopping; enrolled pods stay captured"),
+        _ = stopped.recv() => info!("daemon is stopping; nothing stays captured"),
+    }
+    shutdown.start();
+    enroller.stop(config.drain_deadline).await;
+    tasks.drain(LAST_TASKS).await;
+    // A path nobody listens on would look like a daemon that hangs.
+    drop(std::fs::remove_file(&config.paths.api_socket));
+    Ok(())
+}
+
+/// The signals that end the daemon.
+struct Ends {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Ends {
+    fn new() -> Result<Self, StartError> {
+        let listen = |kind| {
+            signal(kind).map_err(|source| StartError::System { what: "listen for signals", source })
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Every connection is two or three descriptors; the soft limit of 1024 is for programs that use `select`.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(err) = raised {
+        warn!(error = %err, "the limit of open files stays as it is");
+    }
+}
+
+fn init_log(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
+    let filter = tracing_subscriber::EnvFilter::builder().parse(&log.filter)?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    match log.format {
+        LogFormat::Json => builder.json().init(),
+        LogFormat::Plain => builder.init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,168 @@
+//! Turns what the control plane sends into what the mesh is made of, one resource at a time.
+//!
+//! Pure. A resource is taken whole or rejected whole, with the field and the value that made it impossible; it never
+//! affects another resource. What has a tolerable meaning is tolerated: unknown fields, an unknown visibility
+//! (public) or workload type (deployment), an identity that is none (left out, with a warning).
+
+mod policy;
+mod service;
+mod workload;
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use prost::Message as _;
+use ztunnel_mesh::Upsert;
+use ztunnel_mesh::name::ServiceName;
+use ztunnel_mesh::workload::{GatewayAddress, GatewayDestination, PortPair};
+use ztunnel_proto::istio::security::Authorization;
+use ztunnel_proto::istio::workload as wire;
+
+/// Why a resource was rejected.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConvertError {
+    #[error("the resource has no content")]
+    NoContent,
+    #[error("the content is no such message: {0}")]
+    Decode(prost::DecodeError),
+    #[error("{0} is present, but empty")]
+    Unset(&'static str),
+    #[error("{field} has {len} bytes, an ip address has 4 or 16")]
+    AddressLength { field: &'static str, len: usize },
+    #[error("{field} has prefix length {length}, too long for {ip}")]
+    PrefixLength {
+        field: &'static str,
+        ip: IpAddr,
+        length: u32,
+    },
+    #[error("{field} has the unknown value {value}")]
+    UnknownValue { field: &'static str, value: i32 },
+    #[error("tunnel_protocol LEGACY_ISTIO_MTLS is not supported")]
+    LegacyTunnel,
+    #[error("services has the key {0:?}, which is not <namespace>/<hostname>")]
+    ServiceKey(String),
+}
+
+/// A resource, and what was left out of it.
+#[derive(Debug)]
+pub(super) struct Converted {
+    pub(super) upsert: Upsert,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Keeps the strings that many resources have in common, so that they are in memory once.
+#[derive(Debug, Default)]
+pub(super) struct Converter {
+    names: Names,
+}
+
+impl Converter {
+    /// Converts the content of one `istio.workload.Address`.
+    pub(super) fn address(&mut self, content: &[u8]) -> Result<Converted, ConvertError> {
+        let address = wire::Address::decode(content).map_err(ConvertError::Decode)?;
+        match address.r#type.ok_or(ConvertError::Unset("type"))? {
+            wire::address::Type::Workload(w) => self.workload(w),
+            wire::address::Type::Service(s) => self.service(s),
+        }
+    }
+
+    /// Converts the content of one `istio.security.Authorization`.
+    pub(super) fn authorization(&mut self, content: &[u8]) -> Result<Converted, ConvertError> {
+        let policy = Authorization::decode(content).map_err(ConvertError::Decode)?;
+        self.policy(policy)
+    }
+
+    /// Forgets strings that nothing uses any more.
+    pub(super) fn tidy(&mut self) {
+        self.names.tidy();
+    }
+
+    fn gateway(
+        &mut self,
+        field: &'static str,
+        address: wire::GatewayAddress,
+    ) -> Result<GatewayAddress, ConvertError> {
+        use wire::gateway_address::Destination;
+        let destination = match address.destination.ok_or(ConvertError::Unset(field))? {
+            Destination::Hostname(name) => GatewayDestination::Hostname(ServiceName {
+                namespace: self.names.shared(&name.namespace),
+                hostname: self.names.shared(&name.hostname),
+            }),
+            Destination::Address(address) => GatewayDestination::Address {
+                network: self.names.shared(&address.network),
+                ip: ip(field, &address.address)?,
+            },
+        };
+        Ok(GatewayAddress {
+            destination,
+            hbone_port: port(address.hbone_mtls_port),
+        })
+    }
+}
+
+/// Strings in use, each once.
+#[derive(Debug, Default)]
+struct Names {
+    known: HashSet<Arc<str>>,
+    tidy_at: usize,
+}
+
+impl Names {
+    fn shared(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.known.get(name) {
+            return Arc::clone(known);
+        }
+        let new: Arc<str> = name.into();
+        self.known.insert(Arc::clone(&new));
+        new
+    }
+
+    fn or(&mut self, name: &str, default: &str) -> Arc<str> {
+        self.shared(if name.is_empty() { default } else { name })
+    }
+
+    // Looks at everything, so only when as much has come as was left the last time.
+    fn tidy(&mut self) {
+        if self.known.len() > self.tidy_at {
+            self.known.retain(|name| Arc::strong_count(name) > 1);
+            self.tidy_at = 1024.max(self.known.len() * 2);
+        }
+    }
+}
+
+fn ip(field: &'static str, bytes: &[u8]) -> Result<IpAddr, ConvertError> {
+    let ip = parse_ip(bytes).ok_or(ConvertError::AddressLength {
+        field,
+        len: bytes.len(),
+    })?;
+    // Connections are looked up by canonical addresses.
+    Ok(ip.to_canonical())
+}
+
+fn parse_ip(bytes: &[u8]) -> Option<IpAddr> {
+    <[u8; 4]>::try_from(bytes)
+        .map(IpAddr::from)
+        .or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
+        .ok()
+}
+
+fn known<T: TryFrom<i32>>(field: &'static str, value: i32) -> Result<T, ConvertError> {
+    T::try_from(value).map_err(|_| ConvertError::UnknownValue { field, value })
+}
+
+// Peers use the low 16 bits, so we mean the same port.
+fn port(port: u32) -> u16 {
+    port as u16
+}
+
+fn port_pairs(ports: &[wire::Port]) -> Box<[PortPair]> {
+    let pair = |p: &wire::Port| PortPair {
+        service: port(p.service_port),
+        target: port(p.target_port),
+    };
+    ports.iter().map(pair).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,267 @@
+//! Keeps the mesh up to date: one long-lived stream from the control plane, and a new one whenever it ends.
+//!
+//! The task does I/O only; `session` knows what to say, `convert` what a resource means, `Mesh::apply` what it
+//! changes. A response is applied whole, published once, and answered after that. Nothing is published before
+//! policies *and* addresses have come once: workloads without the policies that protect them would be open.
+//! While there is no stream, everything known stays known and in use.
+//!
+//! Every attempt that fails is logged once, and the next waits: from 10 ms doubling to 15 s, with jitter, starting
+//! over only after a stream that both brought something and lasted. Decoding a large response takes a while; the
+//! task belongs on a runtime that serves no connections.
+//!
+//! Absent on purpose: asking for single resources on demand. We subscribe to everything.
+
+mod convert;
+mod node;
+mod session;
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status, Streaming};
+use tracing::{debug, info, warn};
+use ztunnel_mesh::Mesh;
+use ztunnel_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use ztunnel_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+
+use crate::control_plane::{ControlPlaneError, Endpoint, MAX_RESPONSE, explain};
+use crate::state::MeshWriter;
+use crate::task::{Backoff, Shutdown};
+
+pub use node::NodeDescription;
+use session::{AdsSession, Received, Resume};
+
+/// From the call to the first answer: connecting has its own, shorter deadline, and a control plane with much to
+/// send starts to answer when it has put it together.
+const OPEN_DEADLINE: Duration = Duration::from_secs(60);
+/// For a control plane that no longer reads.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// A stream that ends earlier counts as a failed attempt, whatever it brought.
+const LASTING: Duration = Duration::from_secs(1);
+/// Requests on their way out: the first two, and an answer.
+const OUTGOING: usize = 4;
+/// How many oddities of one response are logged.
+const LOGGED: usize = 20;
+
+/// Whom to ask, and as whom.
+#[derive(Clone, Debug)]
+pub struct DiscoveryConfig {
+    pub endpoint: Endpoint,
+    pub node: NodeDescription,
+}
+
+/// Follows the control plane until shutdown. `synced` becomes true once, when a response of each type has been
+/// taken whole.
+pub async fn run(
+    cfg: DiscoveryConfig,
+    mesh: MeshWriter,
+    synced: watch::Sender<bool>,
+    shutdown: Shutdown,
+) {
+    let DiscoveryConfig { endpoint, node } = cfg;
+    let address = endpoint.address.to_string();
+    let connect = || Ok((endpoint.channel()?, endpoint.metadata()?));
+    let discovery = Discovery {
+        session: AdsSession::new(node.to_proto()),
+        mesh: Mesh::default(),
+        writer: mesh,
+        synced,
+    };
+    tokio::select! {
+        () = shutdown.started() => {}
+        () = discovery.follow(&address, connect) => {}
+    }
+}
+
+/// Why there is no stream any more.
+#[derive(Debug, thiserror::Error)]
+enum StreamError {
+    #[error(transparent)]
+    ControlPlane(#[from] ControlPlaneError),
+    #[error("open the discovery stream: {code:?}: {}", explain(.0), code = .0.code())]
+    Open(Status),
+    #[error("the control plane did not answer within {OPEN_DEADLINE:?}")]
+    OpenTimeout,
+    #[error("the discovery stream failed: {code:?}: {}", explain(.0), code = .0.code())]
+    Broken(Status),
+    #[error("the control plane ended the discovery stream")]
+    Ended,
+    #[error("the control plane did not read our answer within {ANSWER_DEADLINE:?}")]
+    AnswerTimeout,
+}
+
+struct Discovery {
+    session: AdsSession,
+    mesh: Mesh,
+    writer: MeshWriter,
+    synced: watch::Sender<bool>,
+}
+
+impl Discovery {
+    async fn follow(
+        mut self,
+        address: &str,
+        connect: impl Fn() -> Result<(Channel, MetadataMap), ControlPlaneError>,
+    ) {
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut resume = Resume::Tell;
+        loop {
+            let started = Instant::now();
+            let mut responses = 0;
+            let error = match connect() {
+                Ok(way) => self.stream(way, resume, &mut responses).await,
+                Err(error) => error.into(),
+            };
+            if responses > 0 && started.elapsed() >= LASTING {
+                backoff.reset();
+            }
+            resume = error.resume();
+            let pause = backoff.delay();
+            warn!(
+                address,
+                error = with_causes(&error),
+                responses,
+                retry_in = ?pause,
+                "discovery stream lost"
+            );
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// One stream from its first request to its end.
+    async fn stream(
+        &mut self,
+        (channel, metadata): (Channel, MetadataMap),
+        resume: Resume,
+        responses: &mut usize,
+    ) -> StreamError {
+        let (requests, mut stream) = match self.open(channel, metadata, resume).await {
+            Ok(opened) => opened,
+            Err(error) => return error,
+        };
+        loop {
+            let response = match stream.message().await {
+                Ok(Some(response)) => response,
+                Ok(None) => return StreamError::Ended,
+                Err(status) => return StreamError::Broken(status),
+            };
+            *responses += 1;
+            let answer = self.apply(response);
+            match timeout(ANSWER_DEADLINE, requests.send(answer)).await {
+                Ok(Ok(())) => {}
+                // The stream no longer takes requests: its end says why.
+                Ok(Err(_)) => continue,
+                Err(_) => return StreamError::AnswerTimeout,
+            }
+            if self.session.is_synced() && !self.synced.send_replace(true) {
+                let (workloads, services, policies) = self.mesh.counts();
+                info!(
+                    workloads,
+                    services, policies, "control plane state received"
+                );
+            }
+        }
+    }
+
+    async fn open(
+        &mut self,
+        channel: Channel,
+        metadata: MetadataMap,
+        resume: Resume,
+    ) -> Result<
+        (
+            mpsc::Sender<DeltaDiscoveryRequest>,
+            Streaming<DeltaDiscoveryResponse>,
+        ),
+        StreamError,
+    > {
+        let (requests, outgoing) = mpsc::channel(OUTGOING);
+        for request in self.session.open(resume) {
+            // Cannot fail: there is room for both, and we hold the other end.
+            requests.try_send(request).map_err(|_| StreamError::Ended)?;
+        }
+        let mut call = Request::new(ReceiverStream::new(outgoing));
+        *call.metadata_mut() = metadata;
+        let mut client =
+            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
+        let response = timeout(OPEN_DEADLINE, client.delta_aggregated_resources(call))
+            .await
+            .map_err(|_| StreamError::OpenTimeout)?
+            .map_err(StreamError::Open)?;
+        Ok((requests, response.into_inner()))
+    }
+
+    /// Applies a response, publishes the result and says what to answer.
+    fn apply(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+        let type_url = response.type_url.clone();
+        let Received {
+            delta,
+            answer,
+            rejected,
+            warnings,
+        } = self.session.receive(response);
+        debug!(
+            type_url,
+            upserts = delta.upserts.len(),
+            removals = delta.removals.len(),
+            rejected = rejected.len(),
+            "discovery response"
+        );
+        for (resource, error) in rejected.iter().take(LOGGED) {
+            warn!(type_url, resource, %error, "resource rejected");
+        }
+        for warning in warnings.iter().take(LOGGED) {
+            warn!(type_url, warning, "resource not taken literally");
+        }
+        let unlogged =
+            rejected.len().saturating_sub(LOGGED) + warnings.len().saturating_sub(LOGGED);
+        if unlogged > 0 {
+            warn!(type_url, unlogged, "more oddities in this response");
+        }
+        self.mesh = self.mesh.apply(delta);
+        self.session.tidy();
+        if self.session.is_complete() {
+            self.writer.publish(self.mesh.clone());
+        }
+        answer
+    }
+}
+
+impl StreamError {
+    /// How to start the next stream: the list of what we have may be too long for the control plane's limit.
+    fn resume(&self) -> Resume {
+        match self {
+            Self::Open(status) | Self::Broken(status)
+                if status.code() == Code::ResourceExhausted =>
+            {
+                Resume::StartOver
+            }
+            Self::Open(_)
+            | Self::Broken(_)
+            | Self::ControlPlane(_)
+            | Self::OpenTimeout
+            | Self::Ended
+            | Self::AnswerTimeout => Resume::Tell,
+        }
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

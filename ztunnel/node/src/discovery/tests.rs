@@ -1,0 +1,262 @@
+//! The task against a control plane on loopback that the test plays by hand.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use prost::Message as _;
+use prost_types::Any;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tonic::Response;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Endpoint as TonicEndpoint, Server};
+use ztunnel_proto::envoy::service::discovery::v3::Resource;
+use ztunnel_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use ztunnel_proto::istio::workload as wire;
+use ztunnel_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+
+use super::*;
+use crate::state::{MeshReader, mesh_channel};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+type Answers = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
+
+/// One stream as the control plane sees it.
+struct Conversation {
+    requests: Streaming<DeltaDiscoveryRequest>,
+    answers: Answers,
+    token: String,
+}
+
+struct Service(mpsc::Sender<Conversation>);
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Service {
+    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let token = request.metadata().get("authorization").unwrap();
+        let token = token.to_str().unwrap().to_owned();
+        let (answers, outgoing) = mpsc::channel(8);
+        let conversation = Conversation {
+            requests: request.into_inner(),
+            answers,
+            token,
+        };
+        self.0.send(conversation).await.unwrap();
+        Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+}
+
+struct ControlPlane {
+    address: SocketAddr,
+    conversations: mpsc::Receiver<Conversation>,
+    server: JoinHandle<()>,
+}
+
+impl ControlPlane {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, conversations) = mpsc::channel(8);
+        let service = AggregatedDiscoveryServiceServer::new(Service(sender));
+        let serve = Server::builder()
+            .add_service(service)
+            .serve_with_incoming(TcpIncoming::from(listener));
+        let server = tokio::spawn(async { serve.await.unwrap() });
+        Self {
+            address,
+            conversations,
+            server,
+        }
+    }
+
+    async fn conversation(&mut self) -> Conversation {
+        let next = timeout(PATIENCE, self.conversations.recv());
+        next.await.unwrap().unwrap()
+    }
+}
+
+impl Conversation {
+    async fn request(&mut self) -> DeltaDiscoveryRequest {
+        let next = timeout(PATIENCE, self.requests.message());
+        next.await.unwrap().unwrap().unwrap()
+    }
+
+    async fn answer(&self, type_url: &str, nonce: &str, uids: &[&str], removed: &[&str]) {
+        let resource = |uid: &&str| {
+            let address = wire::Address {
+                r#type: Some(wire::address::Type::Workload(wire::Workload {
+                    uid: uid.to_string(),
+                    ..Default::default()
+                })),
+            };
+            Resource {
+                name: uid.to_string(),
+                version: "v1".into(),
+                resource: Some(Any {
+                    value: match *uid {
+                        "broken" => vec![],
+                        _ => address.encode_to_vec(),
+                    },
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }
+        };
+        let response = DeltaDiscoveryResponse {
+            type_url: type_url.into(),
+            nonce: nonce.into(),
+            resources: uids.iter().map(resource).collect(),
+            removed_resources: removed.iter().map(ToString::to_string).collect(),
+            ..Default::default()
+        };
+        self.answers.send(Ok(response)).await.unwrap();
+    }
+}
+
+struct Client {
+    mesh: MeshReader,
+    synced: watch::Receiver<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Client {
+    fn start(address: SocketAddr) -> Self {
+        Self::start_after(0, address)
+    }
+
+    /// As if the control plane's token could not be read the first `failures` times.
+    fn start_after(failures: usize, address: SocketAddr) -> Self {
+        let attempts = AtomicUsize::new(0);
+        let (writer, mesh) = mesh_channel();
+        let (sender, synced) = watch::channel(false);
+        let discovery = Discovery {
+            session: AdsSession::new(NodeDescription::default().to_proto()),
+            mesh: Mesh::default(),
+            writer,
+            synced: sender,
+        };
+        let connect = move || {
+            if attempts.fetch_add(1, Ordering::Relaxed) < failures {
+                let origin = "a test".into();
+                return Err(ControlPlaneError::EmptyToken { origin });
+            }
+            let endpoint = TonicEndpoint::from_shared(format!("http://{address}")).unwrap();
+            let mut metadata = MetadataMap::new();
+            metadata.insert("authorization", "Bearer x".parse().unwrap());
+            Ok((endpoint.connect_lazy(), metadata))
+        };
+        let task = tokio::spawn(async move { discovery.follow("test", connect).await });
+        Self { mesh, synced, task }
+    }
+
+    async fn sees(&self, uid: &str) -> bool {
+        let find = |mesh: &Mesh| mesh.workload(uid).map(drop);
+        self.mesh.wait_for(PATIENCE, find).await.is_some()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+#[tokio::test]
+async fn responses_are_applied_then_acked_and_survive_a_reconnect() {
+    let mut control_plane = ControlPlane::start().await;
+    let mut client = Client::start(control_plane.address);
+    let mut stream = control_plane.conversation().await;
+    assert_eq!(stream.token, "Bearer x");
+    assert_eq!(stream.request().await.type_url, ADDRESS_TYPE);
+    assert_eq!(stream.request().await.type_url, AUTHORIZATION_TYPE);
+
+    stream.answer(ADDRESS_TYPE, "1", &["a", "b"], &[]).await;
+    assert_eq!(stream.request().await.response_nonce, "1");
+    // Without policies the addresses are not acted on.
+    assert!(client.mesh.load().workload("a").is_none());
+    assert!(!*client.synced.borrow());
+
+    stream.answer(AUTHORIZATION_TYPE, "2", &[], &[]).await;
+    assert_eq!(stream.request().await.response_nonce, "2");
+    assert!(client.mesh.load().workload("a").is_some());
+    let synced = timeout(PATIENCE, client.synced.wait_for(|synced| *synced));
+    synced.await.unwrap().unwrap();
+
+    let bad = ["c", "broken"];
+    stream.answer(ADDRESS_TYPE, "3", &bad, &["b"]).await;
+    let nack = stream.request().await;
+    assert_eq!(nack.response_nonce, "3");
+    assert!(nack.error_detail.unwrap().message.starts_with("broken: "));
+    let mesh = client.mesh.load();
+    let there = ["a", "b", "c"].map(|uid| mesh.workload(uid).is_some());
+    assert_eq!(there, [true, false, true]);
+
+    drop(stream);
+    let mut stream = control_plane.conversation().await;
+    let versions = stream.request().await.initial_resource_versions;
+    let mut held: Vec<_> = versions.keys().map(String::as_str).collect();
+    held.sort_unstable();
+    assert_eq!(held, ["a", "c"]);
+    assert!(client.mesh.load().workload("a").is_some());
+    assert!(*client.synced.borrow());
+}
+
+#[tokio::test]
+async fn a_list_that_is_too_long_is_left_out_next_time() {
+    let mut control_plane = ControlPlane::start().await;
+    let client = Client::start(control_plane.address);
+    let mut stream = control_plane.conversation().await;
+    stream.answer(AUTHORIZATION_TYPE, "1", &[], &[]).await;
+    stream.answer(ADDRESS_TYPE, "2", &["a", "b"], &[]).await;
+    assert!(client.sees("b").await);
+    let too_long = Err(Status::resource_exhausted(
+        "received message larger than max",
+    ));
+    stream.answers.send(too_long).await.unwrap();
+
+    stream = control_plane.conversation().await;
+    assert!(stream.request().await.initial_resource_versions.is_empty());
+    stream.answer(ADDRESS_TYPE, "1", &["b", "c"], &[]).await;
+    assert!(client.sees("c").await);
+    assert!(client.mesh.load().workload("a").is_none());
+}
+
+#[tokio::test]
+async fn attempts_that_cannot_even_start_slow_down_and_go_on() {
+    let mut control_plane = ControlPlane::start().await;
+    let start = Instant::now();
+    let client = Client::start_after(5, control_plane.address);
+    let stream = control_plane.conversation().await;
+    // 10, 20, 40, 80 and 160 ms, each a fifth shorter at most.
+    assert!(start.elapsed() >= Duration::from_millis(248));
+    stream.answer(AUTHORIZATION_TYPE, "1", &[], &[]).await;
+    stream.answer(ADDRESS_TYPE, "2", &["a"], &[]).await;
+    assert!(client.sees("a").await);
+}
+
+#[tokio::test]
+async fn a_control_plane_that_hangs_up_at_once_is_not_hammered() {
+    let mut control_plane = ControlPlane::start().await;
+    let _client = Client::start(control_plane.address);
+    let start = Instant::now();
+    for _ in 0..6 {
+        let stream = control_plane.conversation().await;
+        stream.answer(ADDRESS_TYPE, "1", &[], &[]).await;
+    }
+    // 10, 20, 40, 80 and 160 ms, each a fifth shorter at most.
+    assert!(start.elapsed() >= Duration::from_millis(248));
+}

@@ -1,0 +1,377 @@
+//! The table of this node's pods and everything that changes it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+use tracing::{error, info, warn};
+use ztunnel_mesh::name::{PodName, PodUid};
+use ztunnel_sys::netns::{NetNs, NetnsThread};
+
+use super::EnrollError;
+use super::kernel::{Captured, Kernel};
+use super::record::{Phase, Record, Records, is_valid_uid};
+use crate::capture::{NodeCapture, PodCapture};
+use crate::pod::{PodStart, Workers};
+use crate::task::{PodNet, TaskGroup};
+
+/// A pod to enroll.
+#[derive(Clone, Debug)]
+pub struct EnrollRequest {
+    pub uid: PodUid,
+    pub netns: PathBuf,
+    pub pod: PodName,
+}
+
+/// How a pod is, measured in the kernel at the time of asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PodState {
+    /// Everything that captures its traffic is in place.
+    Captured,
+    /// Something is missing; `problem` says what.
+    Defective,
+    /// Unenrolled; its last connections are ending.
+    Leaving,
+}
+
+/// One pod of the table.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodStatus {
+    pub uid: String,
+    pub namespace: String,
+    pub name: String,
+    pub service_account: String,
+    pub netns: PathBuf,
+    pub addresses: Vec<IpAddr>,
+    pub state: PodState,
+    pub problem: Option<String>,
+}
+
+struct Pod {
+    record: Record,
+    addresses: Vec<IpAddr>,
+    hold: Hold,
+}
+
+enum Hold {
+    /// Captured and served.
+    Live { netns: Arc<NetNs>, capture: PodCapture },
+    /// Being unenrolled.
+    Leaving,
+    /// Left by an earlier daemon and not taken over: its connections fail.
+    Lost { problem: String },
+}
+
+/// The interface of every source of enrollment.
+#[derive(Clone)]
+pub struct Enroller(Arc<Inner>);
+
+struct Inner {
+    kernel: Arc<Kernel>,
+    pods: Mutex<BTreeMap<PodUid, Pod>>,
+    workers: Workers,
+    sockets: NetnsThread,
+    /// The namespace of the node itself.
+    host_cookie: u64,
+    /// How long connections of a pod may go on after it was unenrolled.
+    drain: Duration,
+    tasks: TaskGroup,
+}
+
+impl Enroller {
+    /// The table, with the pods that an earlier daemon left taken over.
+    ///
+    /// # Errors
+    /// When the directory of records cannot be used or the node's own namespace cannot be opened.
+    pub async fn start(
+        node: NodeCapture,
+        records: &Path,
+        workers: Workers,
+        drain: Duration,
+        tasks: TaskGroup,
+    ) -> Result<Self, EnrollError> {
+        let records = Records::open(records).map_err(EnrollError::Record)?;
+        let host = NetNs::current()
+            .map_err(|source| EnrollError::Netns { path: "/proc/thread-self/ns/net".into(), source })?;
+        let sockets = NetnsThread::start().map_err(EnrollError::Listen)?;
+        let enroller = Self(Arc::new(Inner {
+            kernel: Arc::new(Kernel::new(node, records, workers.count())),
+            pods: Mutex::default(),
+            workers,
+            sockets,
+            host_cookie: host.cookie(),
+            drain,
+            tasks,
+        }));
+        enroller.take_over().await?;
+        Ok(enroller)
+    }
+
+    /// Captures the pod's traffic. `false`: it was so already.
+    ///
+    /// # Errors
+    /// When the pod cannot be captured as a whole; then nothing about it has changed.
+    pub async fn enroll(&self, request: EnrollRequest) -> Result<bool, EnrollError> {
+        let this = self.clone();
+        self.finish(async move { this.enroll_now(request).await }).await
+    }
+
+    /// Stops capturing the pod's traffic, waits for its connections up to the drain time, removes every trace.
+    /// `false`: there was no such pod.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub async fn unenroll(&self, uid: PodUid) -> Result<bool, EnrollError> {
+        let this = self.clone();
+        self.finish(async move { this.unenroll_now(uid).await }).await
+    }
+
+    /// Every pod, as the kernel has it now.
+    pub async fn pods(&self) -> Vec<PodStatus> {
+        let pods = self.0.pods.lock().await;
+        pods.values().map(|pod| self.status(pod)).collect()
+    }
+
+    /// Unenrolls every pod and detaches from the node: nothing of the daemon is left in the kernel.
+    ///
+    /// # Errors
+    /// When something cannot be removed; the rest is removed all the same.
+    pub async fn remove_everything(&self) -> Result<(), EnrollError> {
+        let uids: Vec<_> = self.0.pods.lock().await.keys().cloned().collect();
+        let leaving: Vec<_> = uids
+            .into_iter()
+            .map(|uid| {
+                let this = self.clone();
+                tokio::spawn(async move { this.unenroll(uid).await })
+            })
+            .collect();
+        let mut outcome = Ok(());
+        for pod in leaving {
+            if let Err(err) = pod.await.unwrap_or(Err(EnrollError::Stopping)) {
+                outcome = Err(err);
+            }
+        }
+        let kernel = Arc::clone(&self.0.kernel);
+        blocking(move || kernel.remove()).await.and(outcome)
+    }
+
+    /// Ends the daemon's part: no new connections, `deadline` for the old ones. What captures stays, so that the
+    /// pods' connections fail until the next daemon has taken over; with no pod enrolled nothing stays.
+    pub async fn stop(&self, deadline: Duration) {
+        let nothing_enrolled = self.0.pods.lock().await.is_empty();
+        self.0.workers.stop(deadline).await;
+        if nothing_enrolled && let Err(err) = self.0.kernel.remove() {
+            warn!(error = %err, "pinned programs could not be removed");
+        }
+    }
+
+    /// Runs `request` to its end even when the caller goes away.
+    async fn finish<T: Send + 'static>(
+        &self,
+        request: impl Future<Output = Result<T, EnrollError>> + Send + 'static,
+    ) -> Result<T, EnrollError> {
+        let (reply, done) = tokio::sync::oneshot::channel();
+        self.0.tasks.spawn(async move { drop(reply.send(request.await)) });
+        done.await.unwrap_or(Err(EnrollError::Stopping))
+    }
+
+    async fn enroll_now(&self, request: EnrollRequest) -> Result<bool, EnrollError> {
+        if !is_valid_uid(&request.uid.0) {
+            return Err(EnrollError::InvalidUid { uid: request.uid.to_string() });
+        }
+        let path = request.netns.clone();
+        let netns = spawn_blocking(move || NetNs::open(&path))
+            .await
+            .map_err(|_| EnrollError::Stopping)?
+            .map_err(|source| EnrollError::Netns { path: request.netns.clone(), source })?;
+        if netns.cookie() == self.0.host_cookie {
+            return Err(EnrollError::HostNetwork { path: request.netns });
+        }
+        let mut pods = self.0.pods.lock().await;
+        if let Some(other) = pods
+            .values()
+            .find(|pod| pod.record.cookie == netns.cookie() && pod.record.uid() != request.uid)
+        {
+            return Err(EnrollError::NetnsTaken { path: request.netns, uid: other.record.uid.clone() });
+        }
+        if let Some(pod) = pods.get(&request.uid) {
+            let same = pod.record.cookie == netns.cookie() && pod.record.pod() == request.pod;
+            match &pod.hold {
+                Hold::Leaving => return Err(EnrollError::Leaving { uid: request.uid.to_string() }),
+                Hold::Live { .. } if same => return Ok(false),
+                // The same uid in another namespace: a new sandbox of the pod. The old one is dead.
+                Hold::Live { .. } | Hold::Lost { .. } => {
+                    self.replace(&mut pods, &request.uid).await?;
+                }
+            }
+        }
+        let record = Record {
+            uid: request.uid.to_string(),
+            phase: Phase::Enrolling,
+            namespace: request.pod.namespace.to_string(),
+            name: request.pod.name.to_string(),
+            service_account: request.pod.service_account.to_string(),
+            netns: request.netns,
+            cookie: netns.cookie(),
+            sysctls: BTreeMap::new(),
+        };
+        self.capture(&mut pods, netns, record).await?;
+        info!(uid = %request.uid, pod = %request.pod, "pod enrolled");
+        Ok(true)
+    }
+
+    async fn replace(
+        &self,
+        pods: &mut BTreeMap<PodUid, Pod>,
+        uid: &PodUid,
+    ) -> Result<(), EnrollError> {
+        let Some(pod) = pods.remove(uid) else { return Ok(()) };
+        self.0.workers.drain_pod(uid, Duration::ZERO).await;
+        self.release(pod).await
+    }
+
+    async fn capture(
+        &self,
+        pods: &mut BTreeMap<PodUid, Pod>,
+        netns: NetNs,
+        record: Record,
+    ) -> Result<(), EnrollError> {
+        let netns = Arc::new(netns);
+        let (kernel, inside) = (Arc::clone(&self.0.kernel), Arc::clone(&netns));
+        let Captured { capture, listeners, addresses, record } =
+            blocking(move || kernel.capture(&inside, record)).await?;
+        let net = PodNet::new(Arc::clone(&netns), self.0.sockets.clone());
+        let start = PodStart { uid: record.uid(), pod: record.pod(), net };
+        self.0.workers.start_pod(start, listeners).await;
+        let hold = Hold::Live { netns, capture };
+        pods.insert(record.uid(), Pod { record, addresses, hold });
+        Ok(())
+    }
+
+    async fn unenroll_now(&self, uid: PodUid) -> Result<bool, EnrollError> {
+        let pod = {
+            let mut pods = self.0.pods.lock().await;
+            let Some(pod) = pods.get_mut(&uid) else { return Ok(false) };
+            if matches!(pod.hold, Hold::Leaving) {
+                return Err(EnrollError::Leaving { uid: uid.to_string() });
+            }
+            if let Hold::Live { capture, .. } = &mut pod.hold {
+                self.0.kernel.bypass(&mut pod.record, capture)?;
+            }
+            let hold = std::mem::replace(&mut pod.hold, Hold::Leaving);
+            Pod { record: pod.record.clone(), addresses: Vec::new(), hold }
+        };
+        // Without the lock: others come and go while the last connections of this one end.
+        let cut = self.0.workers.drain_pod(&uid, self.0.drain).await;
+        let released = self.release(pod).await;
+        self.0.pods.lock().await.remove(&uid);
+        info!(%uid, cut_connections = cut, "pod unenrolled");
+        released.map(|()| true)
+    }
+
+    /// Removes all traces of a pod that no worker serves any more.
+    async fn release(&self, pod: Pod) -> Result<(), EnrollError> {
+        let kernel = Arc::clone(&self.0.kernel);
+        blocking(move || {
+            let netns = match &pod.hold {
+                Hold::Live { netns, .. } => Some(Arc::clone(netns)),
+                Hold::Leaving | Hold::Lost { .. } => reopen(&pod.record).ok().map(Arc::new),
+            };
+            kernel.release(netns.as_deref(), &pod.record)
+        })
+        .await
+    }
+
+    /// Takes over what an earlier daemon captured, and undoes what it had begun.
+    async fn take_over(&self) -> Result<(), EnrollError> {
+        let (records, unreadable) = self.0.kernel.records().all().map_err(EnrollError::Record)?;
+        for (path, err) in unreadable {
+            error!(path = %path.display(), error = %err, "record of an enrolled pod is unreadable; its pod stays refused");
+        }
+        let mut pods = self.0.pods.lock().await;
+        for record in records {
+            let uid = record.uid();
+            let netns = reopen(&record);
+            let outcome = match (record.phase, netns) {
+                (Phase::Captured, Ok(netns)) => self.capture(&mut pods, netns, record.clone()).await,
+                (Phase::Captured, Err(source)) => {
+                    Err(EnrollError::Netns { path: record.netns.clone(), source })
+                }
+                (Phase::Enrolling | Phase::Leaving, netns) => {
+                    let (kernel, record) = (Arc::clone(&self.0.kernel), record.clone());
+                    let undone =
+                        blocking(move || kernel.release(netns.ok().as_ref(), &record)).await;
+                    if let Err(err) = undone {
+                        error!(%uid, error = %err, "a half-finished enrollment could not be undone");
+                    }
+                    continue;
+                }
+            };
+            match outcome {
+                Ok(()) => info!(%uid, "pod taken over"),
+                Err(err) => {
+                    error!(%uid, error = %err, "pod could not be taken over; its connections are refused until it is enrolled again or unenrolled");
+                    let problem = chain(&err);
+                    let hold = Hold::Lost { problem };
+                    pods.insert(uid, Pod { record, addresses: Vec::new(), hold });
+                }
+            }
+        }
+        self.0.kernel.forget_other_versions();
+        Ok(())
+    }
+
+    fn status(&self, pod: &Pod) -> PodStatus {
+        let (state, problem) = match &pod.hold {
+            Hold::Leaving => (PodState::Leaving, None),
+            Hold::Lost { problem } => (PodState::Defective, Some(problem.clone())),
+            Hold::Live { netns, capture } => match self.0.kernel.defect(netns, capture) {
+                None => (PodState::Captured, None),
+                Some(defect) => (PodState::Defective, Some(defect.to_owned())),
+            },
+        };
+        PodStatus {
+            uid: pod.record.uid.clone(),
+            namespace: pod.record.namespace.clone(),
+            name: pod.record.name.clone(),
+            service_account: pod.record.service_account.clone(),
+            netns: pod.record.netns.clone(),
+            addresses: pod.addresses.clone(),
+            state,
+            problem,
+        }
+    }
+}
+
+/// Opens the namespace of a record, if its path still leads to the same one.
+fn reopen(record: &Record) -> std::io::Result<NetNs> {
+    let netns = NetNs::open(&record.netns)?;
+    if netns.cookie() == record.cookie {
+        return Ok(netns);
+    }
+    Err(std::io::Error::other("the path leads to another network namespace now"))
+}
+
+async fn blocking<T: Send + 'static>(
+    job: impl FnOnce() -> Result<T, EnrollError> + Send + 'static,
+) -> Result<T, EnrollError> {
+    spawn_blocking(job).await.unwrap_or(Err(EnrollError::Stopping))
+}
+
+/// An error with its causes, for people.
+pub(super) fn chain(err: &dyn std::error::Error) -> String {
+    let mut text = err.to_string();
+    let mut source = err.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,30 @@
+//! The listeners of a pod: for every worker one of each kind, inside the pod's namespace.
+//!
+//! Their ports are whatever the kernel gives: connections come to them by `sk_lookup` alone.
+
+use std::io;
+
+use ztunnel_sys::netns::NetNs;
+use ztunnel_sys::socket::{Family, listen_any};
+
+use crate::capture::ListenerSet;
+
+/// Connections that may wait to be accepted, per worker and kind. More means the worker is stuck.
+const BACKLOG: i32 = 1024;
+
+/// Opens the listeners for `workers` workers.
+///
+/// # Errors
+/// When a socket cannot be opened in the namespace.
+pub fn open_listeners(netns: &NetNs, workers: usize) -> io::Result<Vec<ListenerSet>> {
+    netns.run(|| {
+        // A dual-stack socket serves both families; a pod may be without IPv6 altogether.
+        let family = match listen_any(Family::V6, BACKLOG) {
+            Ok(_) => Family::V6,
+            Err(_) => Family::V4,
+        };
+        let listen = || listen_any(family, BACKLOG);
+        let set = |_| Ok(ListenerSet { outbound: listen()?, inbound: listen()?, hbone: listen()? });
+        (0..workers).map(set).collect()
+    })?
+}

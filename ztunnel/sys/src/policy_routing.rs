@@ -1,0 +1,404 @@
+//! The policy routing that takes marked packets round to `lo`, in the calling thread's namespace.
+//!
+//! ```text
+//! pref 100  fwmark <capture>    lookup <table>    what the connect hook marked
+//! pref 101  fwmark <delivery>   lookup <table>    daemon -> app, and the app's answers
+//! pref 102  fwmark <capture>    unreachable       never anywhere else, should the table have no route
+//! pref 200  from all            lookup local      moved from pref 0: or else the pod's own addresses match there
+//!                                                 first, and the daemon's delivery would be captured again
+//! table:    local default dev lo    src <address>   without src the kernel picks 127.0.0.1 and connect fails
+//!           local default dev eth0  src <address>   for sockets bound to an interface
+//! ```
+//!
+//! Everything is tagged with a routing protocol number of its own, so what is ours can be found and removed
+//! without remembering it.
+
+use std::io;
+use std::net::IpAddr;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+
+use crate::interface::{Interface, LO};
+use crate::netlink::Netlink;
+use crate::socket::Family;
+
+/// Our routing protocol number (`rtm_protocol`), unassigned in `rtnetlink.h` and iproute2's `rt_protos`.
+const OURS: RouteProtocol = RouteProtocol::Other(122);
+const TABLE: u32 = 0x7a74;
+const TABLE_LOCAL: u32 = 255;
+
+const PREF_LOCAL: u32 = 0;
+const PREF_CAPTURE: u32 = 100;
+const PREF_DELIVERY: u32 = 101;
+const PREF_BACKSTOP: u32 = 102;
+const PREF_LOCAL_MOVED: u32 = 200;
+
+/// The marks to route.
+#[derive(Clone, Copy, Debug)]
+pub struct Marks {
+    pub capture: u32,
+    pub delivery: u32,
+}
+
+/// Installs routes, then rules, for every family the namespace has. On failure everything is removed again.
+///
+/// # Errors
+/// When the kernel refuses a route or a rule; the message says which.
+pub fn install(interfaces: &[Interface], marks: Marks) -> io::Result<()> {
+    let mut netlink = Netlink::open()?;
+    let result = families(&mut netlink)
+        .into_iter()
+        .try_for_each(|family| install_family(&mut netlink, family, interfaces, marks));
+    if result.is_err() {
+        // The first error is the one to report.
+        drop(remove());
+    }
+    result
+}
+
+/// Removes whatever of ours there is, rules before routes, and puts the `local` rule back.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove() -> io::Result<()> {
+    let mut netlink = Netlink::open()?;
+    for family in families(&mut netlink) {
+        for rule in our_rules(&mut netlink, family)? {
+            if table_of(&rule) == Some(TABLE_LOCAL) {
+                add_rule(
+                    &mut netlink,
+                    local_rule(family, PREF_LOCAL, RouteProtocol::Kernel),
+                )?;
+            }
+            netlink.change(Message::DelRule(rule), 0)?;
+        }
+        for route in our_routes(&mut netlink, family)? {
+            netlink.change(Message::DelRoute(route), 0)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether rules and routes of ours are all there, as `install` would make them.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn is_complete(interfaces: &[Interface]) -> io::Result<bool> {
+    let mut netlink = Netlink::open()?;
+    for family in families(&mut netlink) {
+        let mut prefs: Vec<u32> = our_rules(&mut netlink, family)?
+            .iter()
+            .filter_map(pref_of)
+            .collect();
+        prefs.sort_unstable();
+        if prefs != [PREF_CAPTURE, PREF_DELIVERY, PREF_BACKSTOP, PREF_LOCAL_MOVED]
+            || our_routes(&mut netlink, family)?.len() != wanted_routes(family, interfaces).count()
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The families that have rules at all: a namespace without IPv6 answers with an error or with nothing.
+fn families(netlink: &mut Netlink) -> Vec<Family> {
+    let mut has_rules = |family| rules(netlink, family).is_ok_and(|rules| !rules.is_empty());
+    [Family::V4, Family::V6]
+        .into_iter()
+        .filter(|family| has_rules(*family))
+        .collect()
+}
+
+fn install_family(
+    netlink: &mut Netlink,
+    family: Family,
+    interfaces: &[Interface],
+    marks: Marks,
+) -> io::Result<()> {
+    for (interface, source) in wanted_routes(family, interfaces) {
+        let outcome = netlink.change(
+            Message::NewRoute(local_default(family, interface, source)),
+            NLM_F_CREATE | NLM_F_EXCL,
+        );
+        match outcome {
+            // IPv6 is compiled in but off on this interface: nothing can leave through it either.
+            Err(err) if source.is_none() && family == Family::V6 => {
+                debug_assert_ne!(err.kind(), io::ErrorKind::AlreadyExists);
+            }
+            outcome => outcome.map_err(|err| named(&err, "add a capture route", family))?,
+        }
+    }
+    let moved = local_rule(family, PREF_LOCAL_MOVED, OURS);
+    add_rule(netlink, moved).map_err(|err| named(&err, "add the moved local rule", family))?;
+    let delete = Message::DelRule(local_rule(family, PREF_LOCAL, RouteProtocol::Kernel));
+    match netlink.change(delete, 0) {
+        Err(err) if err.raw_os_error() != Some(libc::ENOENT) => {
+            return Err(named(&err, "remove the first local rule", family));
+        }
+        _ => {}
+    }
+    let backstop = mark_rule(
+        family,
+        PREF_BACKSTOP,
+        marks.capture,
+        RuleAction::Unreachable,
+    );
+    let delivery = mark_rule(family, PREF_DELIVERY, marks.delivery, RuleAction::ToTable);
+    let capture = mark_rule(family, PREF_CAPTURE, marks.capture, RuleAction::ToTable);
+    for rule in [backstop, delivery, capture] {
+        add_rule(netlink, rule).map_err(|err| named(&err, "add a capture rule", family))?;
+    }
+    Ok(())
+}
+
+fn named(err: &io::Error, what: &str, family: Family) -> io::Error {
+    io::Error::new(err.kind(), format!("{what} for {family:?}: {err}"))
+}
+
+/// `lo` first, so that it is the one for sockets that are bound to no interface.
+fn wanted_routes(
+    family: Family,
+    interfaces: &[Interface],
+) -> impl Iterator<Item = (u32, Option<IpAddr>)> {
+    let source = move |interface: &Interface| {
+        interface
+            .addresses
+            .iter()
+            .copied()
+            .find(|ip| Family::of(*ip) == family && !is_link_local(*ip))
+    };
+    let real = move |interface: &&Interface| interface.index != LO;
+    let first = interfaces.iter().filter(real).find_map(source);
+    let others = interfaces
+        .iter()
+        .filter(real)
+        .filter_map(move |interface| source(interface).map(|ip| (interface.index, Some(ip))));
+    std::iter::once((LO, first)).chain(others)
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+fn local_default(family: Family, interface: u32, source: Option<IpAddr>) -> RouteMessage {
+    let mut route = RouteMessage::default();
+    route.header.address_family = address_family(family);
+    route.header.protocol = OURS;
+    route.header.scope = RouteScope::Host;
+    route.header.kind = RouteType::Local;
+    // The metric keeps the routes apart and `lo` in front.
+    route.attributes = vec![
+        RouteAttribute::Table(TABLE),
+        RouteAttribute::Oif(interface),
+        RouteAttribute::Priority(interface),
+    ];
+    route
+        .attributes
+        .extend(source.map(|ip| RouteAttribute::PrefSource(ip.into())));
+    route
+}
+
+fn rule(
+    family: Family,
+    pref: u32,
+    table: u32,
+    action: RuleAction,
+    tag: RouteProtocol,
+) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = address_family(family);
+    rule.header.action = action;
+    rule.attributes = vec![RuleAttribute::Priority(pref), RuleAttribute::Protocol(tag)];
+    if action == RuleAction::ToTable {
+        rule.attributes.push(RuleAttribute::Table(table));
+    }
+    rule
+}
+
+fn local_rule(family: Family, pref: u32, tag: RouteProtocol) -> RuleMessage {
+    rule(family, pref, TABLE_LOCAL, RuleAction::ToTable, tag)
+}
+
+fn mark_rule(family: Family, pref: u32, mark: u32, action: RuleAction) -> RuleMessage {
+    let mut rule = rule(family, pref, TABLE, action, OURS);
+    rule.attributes
+        .extend([RuleAttribute::FwMark(mark), RuleAttribute::FwMask(u32::MAX)]);
+    rule
+}
+
+fn add_rule(netlink: &mut Netlink, rule: RuleMessage) -> io::Result<()> {
+    match netlink.change(Message::NewRule(rule), NLM_F_CREATE | NLM_F_EXCL) {
+        Err(err) if err.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        outcome => outcome,
+    }
+}
+
+fn rules(netlink: &mut Netlink, family: Family) -> io::Result<Vec<RuleMessage>> {
+    let mut request = RuleMessage::default();
+    request.header.family = address_family(family);
+    let answers = netlink.dump(Message::GetRule(request))?;
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| match answer {
+            Message::NewRule(rule) if rule.header.family == address_family(family) => Some(rule),
+            _ => None,
+        })
+        .collect())
+}
+
+fn our_rules(netlink: &mut Netlink, family: Family) -> io::Result<Vec<RuleMessage>> {
+    let mut rules = rules(netlink, family)?;
+    rules.retain(|rule| rule.attributes.contains(&RuleAttribute::Protocol(OURS)));
+    Ok(rules)
+}
+
+fn our_routes(netlink: &mut Netlink, family: Family) -> io::Result<Vec<RouteMessage>> {
+    let mut request = RouteMessage::default();
+    request.header = RouteHeader {
+        address_family: address_family(family),
+        ..Default::default()
+    };
+    let answers = netlink.dump(Message::GetRoute(request))?;
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| match answer {
+            Message::NewRoute(route) if is_ours(&route, family) => Some(route),
+            _ => None,
+        })
+        .collect())
+}
+
+fn is_ours(route: &RouteMessage, family: Family) -> bool {
+    route.header.address_family == address_family(family)
+        && route.header.protocol == OURS
+        && route.attributes.contains(&RouteAttribute::Table(TABLE))
+}
+
+fn table_of(rule: &RuleMessage) -> Option<u32> {
+    rule.attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RuleAttribute::Table(table) => Some(*table),
+            _ => None,
+        })
+}
+
+fn pref_of(rule: &RuleMessage) -> Option<u32> {
+    rule.attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RuleAttribute::Priority(pref) => Some(*pref),
+            _ => None,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interface::interfaces;
+    use nix::sched::{CloneFlags, unshare};
+    use std::process::Command;
+    use std::thread;
+
+    const MARKS: Marks = Marks {
+        capture: 0x7a74_0001,
+        delivery: 0x7a74_0002,
+    };
+
+    /// Runs `job` in a new namespace that looks like a pod's.
+    fn in_pod(setup: &'static str, job: fn()) {
+        let pod = thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            ip("link set lo up");
+            ip("link add eth0 type veth peer name far");
+            ip("link set eth0 up");
+            setup
+                .split(';')
+                .map(str::trim)
+                .filter(|command| !command.is_empty())
+                .for_each(|command| {
+                    ip(command);
+                });
+            job();
+        });
+        pod.join().unwrap();
+    }
+
+    fn ip(arguments: &str) -> String {
+        let output = Command::new("ip")
+            .args(arguments.split(' '))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "ip {arguments}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn everything() -> [String; 4] {
+        [
+            "-4 rule",
+            "-6 rule",
+            "-4 route show table all",
+            "-6 route show table all",
+        ]
+        .map(ip)
+    }
+
+    #[test]
+    fn what_is_installed_is_complete_and_leaves_no_trace_when_removed() {
+        in_pod(
+            "addr add 10.0.0.5/32 dev eth0; addr add fd00::5/128 dev eth0 nodad",
+            || {
+                let before = everything();
+                let interfaces = interfaces().unwrap();
+                assert!(!is_complete(&interfaces).unwrap());
+                install(&interfaces, MARKS).unwrap();
+                assert!(is_complete(&interfaces).unwrap(), "{:#?}", everything());
+                assert!(ip("route get 192.0.2.1 mark 0x7a740001").contains("dev lo"));
+                assert!(ip("-6 route get 2001:db8::1 mark 0x7a740001").contains("dev lo"));
+                assert!(
+                    ip("route get 192.0.2.1 mark 0x7a740001 oif eth0").contains("local 192.0.2.1")
+                );
+                install(&interfaces, MARKS).unwrap_err();
+                assert_eq!(
+                    everything(),
+                    before,
+                    "a failed installation leaves no trace"
+                );
+                install(&interfaces, MARKS).unwrap();
+                remove().unwrap();
+                assert_eq!(everything(), before);
+            },
+        );
+    }
+
+    #[test]
+    fn a_pod_of_one_family_is_complete() {
+        in_pod("addr add 10.0.0.5/32 dev eth0", || {
+            let interfaces = interfaces().unwrap();
+            install(&interfaces, MARKS).unwrap();
+            assert!(is_complete(&interfaces).unwrap());
+            remove().unwrap();
+        });
+        in_pod("addr add fd00::5/128 dev eth0 nodad", || {
+            let interfaces = interfaces().unwrap();
+            install(&interfaces, MARKS).unwrap();
+            assert!(is_complete(&interfaces).unwrap());
+            remove().unwrap();
+        });
+    }
+}
