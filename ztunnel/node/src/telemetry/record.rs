@@ -94,9 +94,9 @@ impl Record {
         self.end(reason, Some(chain(error)));
     }
 
-    /// The connection was refused, and why in words.
-    pub fn refused(self, reason: Reason, detail: String) {
-        self.end(reason, Some(detail));
+    /// Nothing is to be told about it: others do.
+    pub fn dismiss(mut self) {
+        self.ended = true;
     }
 
     fn end(mut self, reason: Reason, error: Option<String>) {
