@@ -6,7 +6,7 @@
 //! 2  state   tls    snapshot publication (one writer) · rustls contexts, SPIFFE verifier, credentials
 //! 3  relay   control_plane    joining two streams · authenticated gRPC channel
 //! 4  tunnel  capture    HBONE client, pool, server · eBPF load, attach
-//! 5  identity  discovery  outbound  inbound
+//! 5  identity  discovery  own_pod  outbound  inbound    own_pod: who a connection's pod is
 //! 6  pod            all sockets of one pod: bind in its namespace, start, drain, stop
 //! 7  enroll         pods table and its sources
 //! ```
@@ -15,6 +15,12 @@ pub mod capture;
 pub mod control_plane;
 pub mod discovery;
 pub mod identity;
+pub mod inbound;
+pub mod outbound;
+pub mod own_pod;
+pub mod relay;
 pub mod state;
 pub mod task;
+pub mod telemetry;
 pub mod tls;
+pub mod tunnel;

@@ -134,6 +134,17 @@ pub fn netns_cookie() -> io::Result<u64> {
     }
 }
 
+/// Sends FIN and keeps reading: the half-close that async wrappers only offer on an exclusive borrow.
+///
+/// # Errors
+/// `NotConnected` when the connection is gone already.
+pub fn shutdown_write(fd: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(nix::sys::socket::shutdown(
+        fd.as_raw_fd(),
+        nix::sys::socket::Shutdown::Write,
+    )?)
+}
+
 /// IPv4-mapped IPv6 addresses as the IPv4 addresses they are.
 #[must_use]
 pub fn canonical(addr: SocketAddr) -> SocketAddr {

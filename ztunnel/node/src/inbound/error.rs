@@ -1,0 +1,91 @@
+//! Why an inbound connection is refused, and how the client is told.
+
+use std::io;
+use std::time::Duration;
+
+use ztunnel_hbone::{self as hbone, BadConnect};
+use ztunnel_mesh::Refusal;
+use ztunnel_mesh::addr::AppAddr;
+use ztunnel_mesh::reason::Reason;
+
+use crate::own_pod::WorkloadUnknown;
+
+/// Why a stream or a plain connection does not reach the app.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InboundError {
+    #[error(transparent)]
+    BadConnect(BadConnect),
+    #[error(transparent)]
+    Unknown(#[from] WorkloadUnknown),
+    #[error("{}", .0.detail)]
+    Refused(Refusal),
+    #[error("connect to the app at {app} timed out after {after:?}")]
+    AppTimeout { app: AppAddr, after: Duration },
+    #[error("connect to the app at {app} failed")]
+    App {
+        app: AppAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the client gave up")]
+    ClientGone(#[source] io::Error),
+}
+
+impl From<Refusal> for InboundError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl InboundError {
+    pub(super) fn reason(&self) -> Reason {
+        match self {
+            Self::BadConnect(_) => Reason::BadRequest,
+            Self::Unknown(_) => Reason::WorkloadUnknown,
+            Self::Refused(refusal) => refusal.reason,
+            Self::AppTimeout { .. } | Self::App { .. } => Reason::DestinationUnreachable,
+            Self::ClientGone(_) => Reason::Reset,
+        }
+    }
+
+    /// What to answer to a CONNECT.
+    pub(super) fn answer(&self) -> hbone::Refusal {
+        match self.reason() {
+            Reason::BadRequest => hbone::Refusal::BadRequest,
+            Reason::PolicyDenied => hbone::Refusal::Denied,
+            _ => hbone::Refusal::Unavailable,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_those_of_the_contract() {
+        let refused = |reason| {
+            InboundError::Refused(Refusal {
+                reason,
+                detail: String::new(),
+            })
+        };
+        let app = AppAddr(([10, 0, 0, 1], 80).into());
+        for (error, status) in [
+            (InboundError::BadConnect(BadConnect::NoAuthority), 400),
+            (refused(Reason::BadRequest), 400),
+            (refused(Reason::PolicyDenied), 401),
+            (refused(Reason::Loop), 503),
+            (refused(Reason::NoRoute), 503),
+            (
+                InboundError::AppTimeout {
+                    app,
+                    after: Duration::from_secs(10),
+                },
+                503,
+            ),
+        ] {
+            assert_eq!(error.answer().status(), status, "{error}");
+        }
+    }
+}

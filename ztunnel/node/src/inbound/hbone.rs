@@ -1,0 +1,193 @@
+//! Tunnels that end at this pod, and their streams.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tracing::debug;
+use ztunnel_hbone::Authority;
+use ztunnel_mesh::Workload;
+use ztunnel_mesh::addr::{ClientAddr, HboneAddr};
+use ztunnel_mesh::authorize::{Peer, authorize};
+use ztunnel_mesh::inbound::{self, target};
+use ztunnel_mesh::reason::Reason;
+
+use super::error::InboundError;
+use super::{Inner, WAITING};
+use crate::identity::IdentityError;
+use crate::own_pod::{WorkloadUnknown, baggage};
+use crate::relay::{self, ResetOnDrop};
+use crate::telemetry::{Direction, Record};
+use crate::tunnel::{AcceptError, Incoming, Request, TunnelFacts, accept};
+
+/// Why a connection to 15008 did not become a tunnel.
+#[derive(Debug, thiserror::Error)]
+enum TunnelRefused {
+    #[error("too many connections wait for their tls handshake")]
+    TooMany,
+    #[error(transparent)]
+    Unknown(#[from] WorkloadUnknown),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Accept(#[from] AcceptError),
+}
+
+impl TunnelRefused {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::TooMany => Reason::Overloaded,
+            Self::Unknown(_) => Reason::WorkloadUnknown,
+            Self::Identity(err) => err.reason(),
+            Self::Accept(err) => err.reason(),
+        }
+    }
+}
+
+/// What all streams of a tunnel have in common.
+struct Tunnel {
+    client: ClientAddr,
+    /// The address of the pod that the tunnel came to.
+    local: SocketAddr,
+    facts: TunnelFacts,
+}
+
+pub(super) async fn serve(
+    inner: &Rc<Inner>,
+    accepted: TcpStream,
+    client: ClientAddr,
+    local: SocketAddr,
+) {
+    let mut record = Record::start(Direction::InboundHbone, &inner.pod.name, client);
+    record.hbone = Some(HboneAddr(local));
+    let incoming = match Box::pin(make_tunnel(inner, accepted)).await {
+        Ok(incoming) => incoming,
+        Err(err) => return record.failed(err.reason(), &err),
+    };
+    // From here on every stream has a record of its own.
+    record.dismiss();
+    let tunnel = Rc::new(Tunnel {
+        client,
+        local,
+        facts: incoming.facts().clone(),
+    });
+    let ended = incoming
+        .run(&inner.shutdown, |request| {
+            let (inner, tunnel) = (Rc::clone(inner), Rc::clone(&tunnel));
+            let tasks = inner.tasks.clone();
+            tasks.spawn_local(Box::pin(async move {
+                serve_stream(&inner, &tunnel, request).await;
+            }));
+        })
+        .await;
+    match ended {
+        Ok(()) => debug!(%client, "tunnel closed"),
+        Err(error) => {
+            debug!(%client, error = &error as &dyn std::error::Error, "tunnel broke");
+        }
+    }
+}
+
+async fn make_tunnel(inner: &Inner, accepted: TcpStream) -> Result<Incoming, TunnelRefused> {
+    let _turn = turn(inner).await?;
+    let workload = inner.pod.workload().await?;
+    let credential = inner.pod.credential(&workload).await?;
+    Ok(accept(accepted, credential.server_config(), &inner.settings).await?)
+}
+
+/// Waits until few enough handshakes are running.
+async fn turn(inner: &Inner) -> Result<impl Sized + '_, TunnelRefused> {
+    /// Counts as waiting while it lives.
+    struct Waits<'a>(&'a Inner);
+    impl Drop for Waits<'_> {
+        fn drop(&mut self) {
+            self.0.waiting.set(self.0.waiting.get() - 1);
+        }
+    }
+    if let Ok(turn) = inner.handshakes.try_acquire() {
+        return Ok(turn);
+    }
+    if inner.waiting.get() >= WAITING {
+        return Err(TunnelRefused::TooMany);
+    }
+    inner.waiting.set(inner.waiting.get() + 1);
+    let _waits = Waits(inner);
+    let turn = timeout(inner.settings.handshake_timeout, inner.handshakes.acquire()).await;
+    turn.ok().and_then(Result::ok).ok_or(TunnelRefused::TooMany)
+}
+
+async fn serve_stream(inner: &Inner, tunnel: &Tunnel, mut request: Request) {
+    let mut record = Record::start(Direction::InboundHbone, &inner.pod.name, tunnel.client);
+    record.hbone = Some(HboneAddr(tunnel.local));
+    record.src_identity.clone_from(&tunnel.facts.peer);
+    record.tls_cipher = Some(tunnel.facts.tls.cipher);
+    record.tls_key_exchange = Some(tunnel.facts.tls.key_exchange);
+
+    let asked = request.asked().map_err(Clone::clone);
+    let reached = match asked {
+        Err(err) => Err(InboundError::BadConnect(err)),
+        Ok(asked) => {
+            record.trace = asked.trace;
+            record.dst_service = asked.service.as_deref().map(Into::into);
+            let authority = authority(&asked.authority);
+            tokio::select! {
+                reached = reach(inner, tunnel, &mut record, &authority) => reached,
+                err = request.canceled() => Err(InboundError::ClientGone(err)),
+            }
+        }
+    };
+    let (workload, app) = match reached {
+        Ok(reached) => reached,
+        Err(err) => {
+            request.refuse(err.answer());
+            return record.failed(err.reason(), &err);
+        }
+    };
+    let stream = match request.open(&baggage(&workload)) {
+        Ok(stream) => stream,
+        Err(err) => {
+            let err = InboundError::ClientGone(err);
+            return record.failed(err.reason(), &err);
+        }
+    };
+    drop(workload);
+    match relay::join(app, stream, &record.traffic).await {
+        Ok(()) => record.complete(),
+        Err(err) => record.failed(err.reason(), &err),
+    }
+}
+
+/// The checks in the order of the contract, then the app.
+async fn reach(
+    inner: &Inner,
+    tunnel: &Tunnel,
+    record: &mut Record,
+    authority: &inbound::Authority,
+) -> Result<(Arc<Workload>, ResetOnDrop), InboundError> {
+    let workload = inner.pod.workload().await?;
+    record.dst_identity = Some(workload.identity());
+    let peer = Peer {
+        identity: tunnel.facts.peer.as_ref(),
+        addr: tunnel.client,
+    };
+    let (app, permit) = {
+        let mesh = inner.pod.mesh.load();
+        let app = target(&mesh, &workload, authority, tunnel.local)?;
+        record.dst = Some(app.0);
+        (app, authorize(&mesh, &workload, peer, app)?)
+    };
+    let app = inner.deliver(permit, tunnel.client, app).await?;
+    Ok((workload, app))
+}
+
+fn authority(asked: &Authority) -> inbound::Authority {
+    match asked {
+        Authority::Ip(addr) => inbound::Authority::Ip(*addr),
+        Authority::Host { host, port } => inbound::Authority::Host {
+            host: host.to_string(),
+            port: *port,
+        },
+    }
+}

@@ -1,0 +1,113 @@
+//! Connections to the apps of a pod: streams of tunnels that end here, and plain TCP.
+//!
+//! Invariants: nothing reaches an app without a `Permit`. An app sees the address of the TCP peer as its client. A
+//! stream is accepted towards its client only after the app has accepted it. A stream that fails takes no other with
+//! it.
+//!
+//! Absent for now: judging live connections again when policy changes, the PROXY protocol.
+
+mod error;
+mod hbone;
+mod plaintext;
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tracing::debug;
+use ztunnel_mesh::addr::{AppAddr, ClientAddr};
+use ztunnel_mesh::authorize::Permit;
+use ztunnel_sys::socket::canonical;
+
+use crate::own_pod::OwnPod;
+use crate::relay::ResetOnDrop;
+use crate::task::{Shutdown, TaskGroup};
+use crate::tunnel::TunnelSettings;
+use error::InboundError;
+
+/// Handshakes of one pod and thread that run at once. A handshake costs a fraction of a millisecond of this thread, so
+/// more would only make all of them slower.
+const HANDSHAKES: usize = 64;
+/// How many connections may wait for their handshake to begin.
+const WAITING: usize = 1024;
+
+/// The incoming side of one pod on one worker thread.
+pub struct Inbound(Rc<Inner>);
+
+struct Inner {
+    pod: Rc<OwnPod>,
+    settings: Arc<TunnelSettings>,
+    tasks: TaskGroup,
+    shutdown: Shutdown,
+    handshakes: Semaphore,
+    waiting: Cell<usize>,
+}
+
+impl Inbound {
+    /// Serves `pod`. Streams are run by tasks in `tasks`; on `shutdown` the clients of tunnels are told to make no
+    /// more of them.
+    #[must_use]
+    pub fn new(
+        pod: Rc<OwnPod>,
+        settings: Arc<TunnelSettings>,
+        tasks: TaskGroup,
+        shutdown: Shutdown,
+    ) -> Self {
+        Self(Rc::new(Inner {
+            pod,
+            settings,
+            tasks,
+            shutdown,
+            handshakes: Semaphore::new(HANDSHAKES),
+            waiting: Cell::new(0),
+        }))
+    }
+
+    /// Serves a connection to the tunnel port until it ends, or until its streams have ended after shutdown began.
+    /// Dropping the future cuts all its streams.
+    pub async fn serve_hbone(&self, accepted: TcpStream) {
+        if let Some((client, local)) = addresses(&accepted) {
+            hbone::serve(&self.0, accepted, client, local).await;
+        }
+    }
+
+    /// Serves a plain connection until it ends. Its local address is where the client meant to connect. Dropping the
+    /// future resets it.
+    pub async fn serve_plaintext(&self, accepted: TcpStream) {
+        if let Some((client, local)) = addresses(&accepted) {
+            plaintext::serve(&self.0, accepted, client, local).await;
+        }
+    }
+}
+
+fn addresses(accepted: &TcpStream) -> Option<(ClientAddr, SocketAddr)> {
+    match (accepted.peer_addr(), accepted.local_addr()) {
+        (Ok(client), Ok(local)) => Some((ClientAddr(canonical(client)), canonical(local))),
+        // Gone before we looked: there is nothing to tell about it.
+        (Err(error), _) | (_, Err(error)) => {
+            debug!(%error, "client gone before its connection was served");
+            None
+        }
+    }
+}
+
+impl Inner {
+    /// Connects to the app. The permit is spent: it was for this connection.
+    async fn deliver(
+        &self,
+        _permit: Permit,
+        client: ClientAddr,
+        app: AppAddr,
+    ) -> Result<ResetOnDrop, InboundError> {
+        let after = self.settings.connect_timeout;
+        timeout(after, self.pod.net.connect_as(client, app))
+            .await
+            .map_err(|_| InboundError::AppTimeout { app, after })?
+            .map(ResetOnDrop::new)
+            .map_err(|source| InboundError::App { app, source })
+    }
+}

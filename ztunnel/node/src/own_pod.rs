@@ -1,0 +1,125 @@
+//! The pod whose connections are served: what the mesh knows of it, its certificate, its sockets.
+//!
+//! Invariants: whose connection it is follows from the listener that took it, never from an address. What the mesh
+//! says of the pod is looked up for every connection, so a change is seen by the next one.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ztunnel_hbone::Baggage;
+use ztunnel_mesh::Workload;
+use ztunnel_mesh::name::PodName;
+
+use crate::identity::{Identities, IdentityError, IdentityHold};
+use crate::state::MeshReader;
+use crate::task::PodNet;
+use crate::tls::Credential;
+
+/// How long a connection waits for the control plane to tell about its pod.
+pub const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
+
+/// One enrolled pod, as one worker thread sees it.
+#[derive(Debug)]
+pub struct OwnPod {
+    pub name: PodName,
+    /// The node it runs on.
+    pub node: Arc<str>,
+    /// The network of this node.
+    pub network: Arc<str>,
+    pub mesh: MeshReader,
+    pub net: PodNet,
+    identities: Identities,
+    /// The identity used last: its certificate is at hand without a lock.
+    hold: RefCell<Option<Rc<IdentityHold>>>,
+}
+
+/// The control plane has not told about a pod in time.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error(
+    "the control plane does not know pod {pod} with service account {service_account:?} on node {node}, even after \
+     {WORKLOAD_WAIT:?}"
+)]
+pub struct WorkloadUnknown {
+    pod: PodName,
+    service_account: Arc<str>,
+    node: Arc<str>,
+}
+
+impl OwnPod {
+    #[must_use]
+    pub fn new(
+        name: PodName,
+        node: Arc<str>,
+        network: Arc<str>,
+        mesh: MeshReader,
+        identities: Identities,
+        net: PodNet,
+    ) -> Self {
+        Self {
+            name,
+            node,
+            network,
+            mesh,
+            net,
+            identities,
+            hold: RefCell::default(),
+        }
+    }
+
+    /// What the mesh knows of it; waits a bounded time for the control plane.
+    ///
+    /// # Errors
+    /// When that was in vain.
+    pub async fn workload(&self) -> Result<Arc<Workload>, WorkloadUnknown> {
+        if let Some(workload) = self.mesh.load().local_workload(&self.node, &self.name) {
+            return Ok(workload);
+        }
+        self.mesh
+            .wait_for(WORKLOAD_WAIT, |mesh| {
+                mesh.local_workload(&self.node, &self.name)
+            })
+            .await
+            .ok_or_else(|| WorkloadUnknown {
+                pod: self.name.clone(),
+                service_account: Arc::clone(&self.name.service_account),
+                node: Arc::clone(&self.node),
+            })
+    }
+
+    /// The certificate of `workload`, which is this pod's; waits a bounded time for the CA.
+    ///
+    /// # Errors
+    /// When that was in vain.
+    pub async fn credential(&self, workload: &Workload) -> Result<Arc<Credential>, IdentityError> {
+        let identity = workload.identity();
+        let held = self
+            .hold
+            .borrow()
+            .as_ref()
+            .filter(|hold| *hold.identity() == identity)
+            .map(Rc::clone);
+        let hold = held.unwrap_or_else(|| {
+            let hold = Rc::new(self.identities.hold(identity));
+            self.hold.replace(Some(Rc::clone(&hold)));
+            hold
+        });
+        hold.credential().await
+    }
+}
+
+/// What peers are told about `workload`.
+#[must_use]
+pub fn baggage(workload: &Workload) -> Baggage<'_> {
+    Baggage {
+        cluster: &workload.cluster_id,
+        namespace: &workload.namespace,
+        workload_type: workload.workload_type.as_str(),
+        workload_name: &workload.workload_name,
+        service_name: &workload.canonical_name,
+        service_version: &workload.canonical_revision,
+        region: &workload.locality.region,
+        zone: &workload.locality.zone,
+    }
+}

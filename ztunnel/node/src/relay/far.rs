@@ -1,0 +1,48 @@
+//! The far end of a relayed connection, as the relay sees it: whatever transport is below can be replaced.
+
+use std::io;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use ztunnel_hbone::ErrorCode;
+
+/// One end of a connection with a flow control of its own. Dropping it before both directions have ended tells
+/// the peer that the connection broke.
+pub trait Far {
+    /// The next bytes for the app; nothing at the end of the data.
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, FarError>>;
+
+    /// The app has taken `len` bytes of what `poll_data` gave: the peer may send as many more.
+    fn release(&mut self, len: usize);
+
+    /// How much the next `send` may carry: between 1 and `wanted`. Reserves that much.
+    fn poll_capacity(
+        &mut self,
+        cx: &mut Context<'_>,
+        wanted: usize,
+    ) -> Poll<Result<usize, FarError>>;
+
+    /// Gives back what was reserved and not used, for others on the same tunnel.
+    fn yield_capacity(&mut self);
+
+    /// Takes bytes of the app, no more than `poll_capacity` allowed.
+    fn send(&mut self, data: Bytes) -> Result<(), FarError>;
+
+    /// Ready once nothing that was sent waits for this task to be polled.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), FarError>>;
+
+    /// The app's data has ended; all of it was flushed.
+    fn finish(&mut self) -> Result<(), FarError>;
+
+    /// Notices a reset or a loss while there is nothing to send.
+    fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<FarError>;
+}
+
+/// How a far end breaks.
+#[derive(Debug, thiserror::Error)]
+pub enum FarError {
+    #[error("the peer reset the stream with {0}")]
+    Reset(ErrorCode),
+    #[error("the connection to the peer broke")]
+    Broken(#[source] io::Error),
+}

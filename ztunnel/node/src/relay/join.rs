@@ -1,0 +1,219 @@
+//! Moves the bytes of one connection until both directions have ended or something breaks.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+use tokio::net::tcp::ReadHalf;
+use ztunnel_hbone::Received;
+use ztunnel_mesh::reason::Reason;
+
+use super::buffer::{self, LARGEST_READ};
+use super::far::{Far, FarError};
+use super::tcp::{ResetOnDrop, TcpFar, broken, poll_write_all, shutdown_write};
+use crate::telemetry::Traffic;
+
+/// How a relayed connection ended before its time. Both ends have been reset.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    #[error("the app's connection broke")]
+    App(#[source] io::Error),
+    #[error(transparent)]
+    Far(FarError),
+}
+
+impl RelayError {
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::App(_) | Self::Far(_) => Reason::Reset,
+        }
+    }
+}
+
+/// Joins the app with a stream of a tunnel.
+///
+/// # Errors
+/// When one of them broke.
+pub async fn join(
+    mut app: ResetOnDrop,
+    far: impl Far,
+    traffic: &Traffic,
+) -> Result<(), RelayError> {
+    relay(app.get_mut(), far, traffic).await?;
+    app.close();
+    Ok(())
+}
+
+/// Joins the app with another TCP connection.
+///
+/// # Errors
+/// When one of them broke.
+pub async fn join_tcp(
+    mut app: ResetOnDrop,
+    mut far: ResetOnDrop,
+    traffic: &Traffic,
+) -> Result<(), RelayError> {
+    {
+        let (read, write) = far.get_mut().split();
+        let tcp = write.as_ref();
+        let broken = pin!(broken(tcp));
+        let far = TcpFar {
+            tcp,
+            read,
+            broken,
+            unsent: Bytes::new(),
+        };
+        relay(app.get_mut(), far, traffic).await?;
+    }
+    app.close();
+    far.close();
+    Ok(())
+}
+
+async fn relay(app: &mut TcpStream, far: impl Far, traffic: &Traffic) -> Result<(), RelayError> {
+    let (read, write) = app.split();
+    let app = write.as_ref();
+    let mut app_broken = pin!(broken(app));
+    let mut relay = Relay {
+        app,
+        app_read: read,
+        far,
+        out: Out::Idle,
+        into: In::Waiting,
+        traffic,
+    };
+    poll_fn(|cx| {
+        // What has arrived from the peer goes to the app before a reset is looked at.
+        if let Poll::Ready(Err(err)) = relay.poll_in(cx) {
+            return Poll::Ready(Err(err));
+        }
+        if let Poll::Ready(Err(err)) = relay.poll_out(cx) {
+            return Poll::Ready(Err(err));
+        }
+        if matches!((&relay.out, &relay.into), (Out::Done, In::Done)) {
+            return Poll::Ready(Ok(()));
+        }
+        app_broken
+            .as_mut()
+            .poll(cx)
+            .map(|err| Err(RelayError::App(err)))
+    })
+    .await
+}
+
+/// The direction from the app to the far end.
+enum Out {
+    /// Waits for the app; holds nothing.
+    Idle,
+    /// The app has something to say: waits for room, which may be reserved already.
+    Readable,
+    Done,
+}
+
+/// The direction from the far end to the app.
+enum In {
+    Waiting,
+    Writing(Bytes),
+    Done,
+}
+
+struct Relay<'a, F> {
+    app: &'a TcpStream,
+    app_read: ReadHalf<'a>,
+    far: F,
+    out: Out,
+    into: In,
+    traffic: &'a Traffic,
+}
+
+impl<F: Far> Relay<'_, F> {
+    fn poll_in(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RelayError>> {
+        loop {
+            match &mut self.into {
+                In::Done => return Poll::Ready(Ok(())),
+                In::Writing(data) => {
+                    let (far, traffic) = (&mut self.far, self.traffic);
+                    let written = poll_write_all(self.app, cx, data, |taken| {
+                        far.release(taken);
+                        traffic.add_received(taken);
+                    });
+                    ready!(written).map_err(RelayError::App)?;
+                    self.into = In::Waiting;
+                }
+                In::Waiting => match ready!(self.far.poll_data(cx)) {
+                    Ok(Some(data)) => self.into = In::Writing(data),
+                    Ok(None) => self.end_in()?,
+                    Err(err) if is_end(&err) => self.end_in()?,
+                    Err(err) => return Poll::Ready(Err(RelayError::Far(err))),
+                },
+            }
+        }
+    }
+
+    fn end_in(&mut self) -> Result<(), RelayError> {
+        shutdown_write(self.app).map_err(RelayError::App)?;
+        self.into = In::Done;
+        Ok(())
+    }
+
+    fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RelayError>> {
+        match ready!(self.poll_out_until_done(cx)) {
+            Ok(()) => {}
+            // Nobody listens any more. Whatever else the app says meets a closed socket.
+            Err(RelayError::Far(err)) if is_end(&err) => {}
+            Err(err) => return Poll::Ready(Err(err)),
+        }
+        self.out = Out::Done;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_out_until_done(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RelayError>> {
+        loop {
+            match self.out {
+                Out::Done => return Poll::Ready(Ok(())),
+                Out::Idle => {
+                    ready!(self.far.poll_flush(cx)).map_err(RelayError::Far)?;
+                    match self.app.poll_read_ready(cx) {
+                        Poll::Ready(ready) => ready.map_err(RelayError::App)?,
+                        Poll::Pending => {
+                            self.far.yield_capacity();
+                            return self
+                                .far
+                                .poll_broken(cx)
+                                .map(|err| Err(RelayError::Far(err)));
+                        }
+                    }
+                    self.out = Out::Readable;
+                }
+                Out::Readable => {
+                    let room = ready!(self.far.poll_capacity(cx, LARGEST_READ))
+                        .map_err(RelayError::Far)?;
+                    let read = buffer::poll_read(Pin::new(&mut self.app_read), cx, room);
+                    let Poll::Ready(read) = read else {
+                        // Readiness was stale.
+                        self.out = Out::Idle;
+                        continue;
+                    };
+                    let data = read.map_err(RelayError::App)?;
+                    if data.is_empty() {
+                        self.far.finish().map_err(RelayError::Far)?;
+                        return Poll::Ready(Ok(()));
+                    }
+                    let len = data.len();
+                    self.far.send(data).map_err(RelayError::Far)?;
+                    self.traffic.add_sent(len);
+                    self.out = Out::Idle;
+                }
+            }
+        }
+    }
+}
+
+/// Whether this is how some peers end a stream in order.
+fn is_end(err: &FarError) -> bool {
+    matches!(err, FarError::Reset(code) if code.received() == Received::End)
+}

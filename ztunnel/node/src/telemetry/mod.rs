@@ -1,0 +1,9 @@
+//! What is told about connections: one record for each, and its line in the access log.
+//!
+//! Absent for now: metrics. Field names of the access log live with the record, the only place that writes it.
+
+mod record;
+mod traffic;
+
+pub use record::{Direction, Record};
+pub use traffic::Traffic;

@@ -1,0 +1,262 @@
+//! One outgoing tunnel: dialed once, shared by many streams.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::{Connection, SendRequest};
+use rustls::ClientConfig;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::client::TlsStream;
+use tracing::debug;
+use ztunnel_mesh::addr::HboneAddr;
+use ztunnel_mesh::name::Identity;
+use ztunnel_mesh::reason::Reason;
+
+use super::keepalive::{Beat, Keepalive};
+use super::settings::TunnelSettings;
+use super::stream::io_error;
+use crate::task::Shutdown;
+use crate::tls::{self, HandshakeError, Negotiated};
+
+/// Why there is no tunnel to a peer.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    #[error(
+        "connect to {peer} timed out after {after:?}; a NetworkPolicy or firewall may block this port"
+    )]
+    Timeout { peer: HboneAddr, after: Duration },
+    #[error("connect to {peer} failed")]
+    Connect {
+        peer: HboneAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("no tls with {peer}")]
+    Tls {
+        peer: HboneAddr,
+        #[source]
+        source: HandshakeError,
+    },
+    #[error("no http/2 with {peer}")]
+    Http2 {
+        peer: HboneAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("this pod has {tunnels} tunnels in use already, none to {peer}")]
+    TooMany { peer: HboneAddr, tunnels: usize },
+    #[error("connect to {peer} was cut: the pod or the daemon stops")]
+    Cut { peer: HboneAddr },
+}
+
+impl DialError {
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Timeout { .. } | Self::Connect { .. } => Reason::PeerUnreachable,
+            Self::Tls { source, .. } => source.reason(),
+            Self::Http2 { .. } => Reason::PeerProtocol,
+            Self::TooMany { .. } => Reason::Overloaded,
+            Self::Cut { .. } => Reason::Drained,
+        }
+    }
+}
+
+/// What there is to tell about a tunnel.
+#[derive(Clone, Debug)]
+pub struct TunnelFacts {
+    /// Whom the peer proved to be.
+    pub peer: Option<Identity>,
+    pub tls: Negotiated,
+}
+
+/// An outgoing tunnel, alive as long as the pool or a stream refers to it.
+pub(super) struct Tunnel {
+    pub(super) facts: TunnelFacts,
+    requests: RefCell<SendRequest<Bytes>>,
+    /// What we allow; the peer may allow less.
+    max_streams: usize,
+    streams: Cell<usize>,
+    used: Cell<Instant>,
+    /// Never again in the pool.
+    retired: Cell<bool>,
+}
+
+impl Tunnel {
+    /// A place for one more stream.
+    pub(super) fn slot(self: &Rc<Self>) -> Result<Slot, NoSlot> {
+        if self.retired.get() {
+            return Err(NoSlot::Full);
+        }
+        let mut requests = self.requests.borrow_mut();
+        // Ready or broken: it waits only for a stream of this very handle, and those are made on clones.
+        if let Poll::Ready(Err(err)) = requests.poll_ready(&mut Context::from_waker(Waker::noop()))
+        {
+            self.retired.set(true);
+            return Err(NoSlot::Broken(err));
+        }
+        // One at least: a peer that allows none for now may allow one later.
+        let limit = requests
+            .current_max_send_streams()
+            .clamp(1, self.max_streams.max(1));
+        let streams = self.streams.get() + 1;
+        if streams >= limit {
+            self.retired.set(true);
+        }
+        if streams > limit {
+            return Err(NoSlot::Full);
+        }
+        self.streams.set(streams);
+        self.used.set(Instant::now());
+        Ok(Slot(Rc::clone(self)))
+    }
+
+    pub(super) fn requests(&self) -> SendRequest<Bytes> {
+        self.requests.borrow().clone()
+    }
+
+    /// Whether it takes no more streams, ever.
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.get()
+    }
+
+    /// How long it has had no stream.
+    pub(super) fn idle(&self) -> Option<Duration> {
+        (self.streams.get() == 0).then(|| self.used.get().elapsed())
+    }
+}
+
+impl fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tunnel")
+            .field("facts", &self.facts)
+            .field("streams", &self.streams)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a tunnel takes no stream.
+pub(super) enum NoSlot {
+    Full,
+    Broken(h2::Error),
+}
+
+/// The place of one stream in its tunnel; keeps the tunnel open.
+pub(super) struct Slot(pub(super) Rc<Tunnel>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+        self.0.used.set(Instant::now());
+    }
+}
+
+/// The connection below a tunnel: whoever dialed must run it.
+pub(super) struct Driver {
+    peer: HboneAddr,
+    connection: Connection<TlsStream<TcpStream>, Bytes>,
+    keepalive: Option<Keepalive>,
+    idle_release: Duration,
+}
+
+/// Makes a tunnel over the TCP connection that `connect` gives.
+pub(super) async fn dial(
+    peer: HboneAddr,
+    connect: impl Future<Output = io::Result<TcpStream>>,
+    tls: Arc<ClientConfig>,
+    settings: &TunnelSettings,
+) -> Result<(Rc<Tunnel>, Driver), DialError> {
+    let tcp = timeout(settings.connect_timeout, connect)
+        .await
+        .map_err(|_| DialError::Timeout {
+            peer,
+            after: settings.connect_timeout,
+        })?
+        .map_err(|source| DialError::Connect { peer, source })?;
+    let stream = tls::connect(tls, tcp, settings.handshake_timeout)
+        .await
+        .map_err(|source| DialError::Tls { peer, source })?;
+    let (_, session) = stream.get_ref();
+    let facts = TunnelFacts {
+        peer: session.peer_certificates().and_then(tls::peer_identity),
+        tls: tls::negotiated(session),
+    };
+    let handshake = settings.client().handshake(stream);
+    let (requests, mut connection) = timeout(settings.handshake_timeout, handshake)
+        .await
+        .map_err(|_| io::ErrorKind::TimedOut.into())
+        .and_then(|done| done.map_err(io_error))
+        .map_err(|source| DialError::Http2 { peer, source })?;
+    let keepalive = connection
+        .ping_pong()
+        .map(|ping| Keepalive::new(ping, settings));
+    let tunnel = Tunnel {
+        facts,
+        requests: RefCell::new(requests),
+        max_streams: settings.max_streams,
+        streams: Cell::new(0),
+        used: Cell::new(Instant::now()),
+        retired: Cell::new(false),
+    };
+    let driver = Driver {
+        peer,
+        connection,
+        keepalive,
+        idle_release: settings.idle_release,
+    };
+    Ok((Rc::new(tunnel), driver))
+}
+
+impl Driver {
+    /// Moves the tunnel's frames until it is closed, by the peer or because nobody refers to it any more. Calls
+    /// `release` when the pool should let go of it.
+    pub(super) async fn run(
+        mut self,
+        tunnel: Weak<Tunnel>,
+        shutdown: Shutdown,
+        mut release: impl FnMut(),
+    ) {
+        let peer = self.peer;
+        let mut stopping = pin!(shutdown.started());
+        let mut stopped = false;
+        let end = poll_fn(|cx| {
+            if let Poll::Ready(end) = Pin::new(&mut self.connection).poll(cx) {
+                return Poll::Ready(end.map_err(io_error));
+            }
+            match self.keepalive.as_mut().map(|keepalive| keepalive.poll(cx)) {
+                Some(Poll::Ready(Beat::Dead)) => {
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+                Some(Poll::Ready(Beat::Sent)) => {
+                    let idle = tunnel.upgrade().and_then(|tunnel| tunnel.idle());
+                    if idle.is_some_and(|idle| idle >= self.idle_release) {
+                        release();
+                    }
+                    // The PING leaves, and its timer starts, with the next poll.
+                    cx.waker().wake_by_ref();
+                }
+                Some(Poll::Pending) | None => {}
+            }
+            if !stopped && stopping.as_mut().poll(cx).is_ready() {
+                stopped = true;
+                release();
+            }
+            Poll::Pending
+        })
+        .await;
+        release();
+        match end {
+            Ok(()) => debug!(%peer, "tunnel closed"),
+            Err(error) => debug!(%peer, %error, "tunnel broke"),
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! HBONE tunnels: HTTP/2 over mutual TLS between two nodes, one CONNECT stream for each connection of an app.
+//!
+//! Invariants:
+//! - A tunnel, its streams and its pool live on one thread. Nothing here is `Send`; a byte is never handed to another
+//!   thread.
+//! - Nobody outside this room sees the HTTP/2 library: a stream is a [`crate::relay::Far`], errors are our own.
+//! - Every wait for a peer has a deadline: connect, TLS, HTTP/2, the answer to a CONNECT, the answer to a PING.
+//! - Bounded: tunnels per pool, streams per tunnel, bytes buffered per stream and per tunnel, header lists.
+//! - A stream that is dropped before both directions have ended is reset with CONNECT_ERROR. Never with CANCEL, which
+//!   peers take for an orderly end.
+//!
+//! Absent for now: HBONE in HBONE; a second tunnel to the same peer before the first one is full.
+
+mod client;
+mod keepalive;
+mod pool;
+mod server;
+mod settings;
+mod stream;
+
+pub use client::{DialError, TunnelFacts};
+pub use pool::{Destination, OpenError, Opened, Pool};
+pub use server::{AcceptError, Incoming, Request, TunnelError, accept};
+pub use settings::TunnelSettings;
+pub use stream::Stream;
+
+#[cfg(test)]
+mod tests;

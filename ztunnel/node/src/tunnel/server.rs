@@ -1,0 +1,203 @@
+//! One incoming tunnel: accepted, then a source of requests.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::{Connection, SendResponse};
+use rustls::ServerConfig;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
+use ztunnel_hbone::{Answer, Asked, BadConnect, Baggage, Refusal};
+use ztunnel_mesh::reason::Reason;
+
+use super::client::TunnelFacts;
+use super::keepalive::{Beat, Keepalive};
+use super::settings::TunnelSettings;
+use super::stream::{Stream, io_error};
+use crate::task::Shutdown;
+use crate::tls::{self, HandshakeError};
+
+/// Why a connection to 15008 did not become a tunnel.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    #[error("no tls with the client")]
+    Tls(#[source] HandshakeError),
+    #[error("no http/2 preface from the client within {after:?}")]
+    Silent { after: Duration },
+    #[error("no http/2 with the client")]
+    Http2(#[source] io::Error),
+}
+
+impl AcceptError {
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Tls(err) => err.reason(),
+            Self::Silent { .. } | Self::Http2(_) => Reason::PeerProtocol,
+        }
+    }
+}
+
+/// How a tunnel ended before its time. Its streams are told by themselves.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    #[error("the client did not answer a PING within {after:?}")]
+    Dead { after: Duration },
+    #[error("the tunnel broke")]
+    Broken(#[source] io::Error),
+}
+
+/// An incoming tunnel.
+pub struct Incoming {
+    connection: Connection<TlsStream<TcpStream>, Bytes>,
+    keepalive: Option<Keepalive>,
+    ping_timeout: Duration,
+    facts: TunnelFacts,
+}
+
+/// Makes a tunnel of a TCP connection that came to 15008.
+///
+/// # Errors
+/// When the client has no acceptable certificate, speaks something else, or takes too long.
+pub async fn accept(
+    tcp: TcpStream,
+    tls: Arc<ServerConfig>,
+    settings: &TunnelSettings,
+) -> Result<Incoming, AcceptError> {
+    let after = settings.handshake_timeout;
+    let stream = tls::accept(tls, tcp, after)
+        .await
+        .map_err(AcceptError::Tls)?;
+    let (_, session) = stream.get_ref();
+    let facts = TunnelFacts {
+        peer: session.peer_certificates().and_then(tls::peer_identity),
+        tls: tls::negotiated(session),
+    };
+    let mut connection = timeout(after, settings.server().handshake(stream))
+        .await
+        .map_err(|_| AcceptError::Silent { after })?
+        .map_err(|err| AcceptError::Http2(io_error(err)))?;
+    let keepalive = connection
+        .ping_pong()
+        .map(|ping| Keepalive::new(ping, settings));
+    Ok(Incoming {
+        connection,
+        keepalive,
+        ping_timeout: settings.ping_timeout,
+        facts,
+    })
+}
+
+impl Incoming {
+    /// Who the client is, and over what.
+    #[must_use]
+    pub fn facts(&self) -> &TunnelFacts {
+        &self.facts
+    }
+
+    /// Moves the tunnel's frames and gives its requests to `serve`, until the client closes it. On `shutdown` the
+    /// client is told to make no more streams; those that are open are finished.
+    ///
+    /// # Errors
+    /// When it broke.
+    pub async fn run(
+        mut self,
+        shutdown: &Shutdown,
+        mut serve: impl FnMut(Request),
+    ) -> Result<(), TunnelError> {
+        let mut stopping = pin!(shutdown.started());
+        let mut stopped = false;
+        poll_fn(|cx| {
+            if !stopped && stopping.as_mut().poll(cx).is_ready() {
+                stopped = true;
+                self.connection.graceful_shutdown();
+            }
+            loop {
+                match self.connection.poll_accept(cx) {
+                    Poll::Ready(Some(Ok((request, respond)))) => {
+                        serve(Request::new(request, respond));
+                    }
+                    Poll::Ready(Some(Err(err))) => {
+                        return Poll::Ready(Err(TunnelError::Broken(io_error(err))));
+                    }
+                    Poll::Ready(None) => return Poll::Ready(Ok(())),
+                    Poll::Pending => break,
+                }
+            }
+            match self.keepalive.as_mut().map(|keepalive| keepalive.poll(cx)) {
+                Some(Poll::Ready(Beat::Dead)) => {
+                    // There is nobody to say good-bye to. The streams learn it when the connection is dropped.
+                    Poll::Ready(Err(TunnelError::Dead {
+                        after: self.ping_timeout,
+                    }))
+                }
+                Some(Poll::Ready(Beat::Sent)) => {
+                    // The PING leaves, and its timer starts, with the next poll.
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Some(Poll::Pending) | None => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+/// A request for a stream, to be opened or refused. Dropping it cancels the stream.
+pub struct Request {
+    asked: Result<Asked, BadConnect>,
+    respond: SendResponse<Bytes>,
+    recv: RecvStream,
+}
+
+impl Request {
+    fn new(request: http::Request<RecvStream>, respond: SendResponse<Bytes>) -> Self {
+        let (head, recv) = request.into_parts();
+        Self {
+            asked: Asked::parse(http::Request::from_parts(head, ())),
+            respond,
+            recv,
+        }
+    }
+
+    /// What the client wants.
+    ///
+    /// # Errors
+    /// When it is not a CONNECT.
+    pub fn asked(&self) -> Result<&Asked, &BadConnect> {
+        self.asked.as_ref()
+    }
+
+    /// Resolves when the client does not want it any more.
+    pub async fn canceled(&mut self) -> io::Error {
+        match poll_fn(|cx| self.respond.poll_reset(cx)).await {
+            Ok(_) => io::ErrorKind::ConnectionReset.into(),
+            Err(err) => io_error(err),
+        }
+    }
+
+    /// Tells the client that the app has accepted.
+    ///
+    /// # Errors
+    /// When the client is gone.
+    pub fn open(mut self, own: &Baggage<'_>) -> io::Result<Stream> {
+        let send = self
+            .respond
+            .send_response(Answer::open(own), false)
+            .map_err(io_error)?;
+        Ok(Stream::new(send, self.recv, None))
+    }
+
+    /// Tells the client no.
+    pub fn refuse(mut self, refusal: Refusal) {
+        // A client that is gone needs no answer.
+        let _ = self.respond.send_response(refusal.response(), true);
+    }
+}

@@ -1,0 +1,105 @@
+//! Sizes, limits and deadlines of tunnels.
+
+use std::time::Duration;
+
+const KIB: u32 = 1024;
+const MIB: u32 = 1024 * KIB;
+
+/// How tunnels behave. The defaults are those that peers expect; all but the sizes are invisible to them.
+#[derive(Clone, Debug)]
+pub struct TunnelSettings {
+    /// How much a peer may send on one stream before the app takes it.
+    pub stream_window: u32,
+    /// The same for all streams of a tunnel together: the most memory a peer can make us use for its tunnel.
+    pub connection_window: u32,
+    /// Largest frame a peer may send. A frame is handed on when it is complete, so a larger one costs latency and
+    /// memory; ours carry up to 64 KiB.
+    pub frame_size: u32,
+    /// How much of one stream may wait to be written to the tunnel's socket. It only has to bridge the moments
+    /// between two writes: distance is bridged by the socket's own buffer.
+    pub send_buffer: usize,
+    /// Streams in one outgoing tunnel, before another one is made.
+    pub max_streams: usize,
+    /// Streams that one incoming tunnel is allowed.
+    pub served_streams: u32,
+    /// Outgoing tunnels of one pool.
+    pub max_tunnels: usize,
+    /// How long an outgoing tunnel without streams is kept.
+    pub idle_release: Duration,
+    /// Limit of a TCP connect: to a peer, to an app, to a destination outside the mesh.
+    pub connect_timeout: Duration,
+    /// Limit of a TLS handshake, and again of the HTTP/2 preface.
+    pub handshake_timeout: Duration,
+    /// Limit of the wait for the answer to a CONNECT. The peer itself may take `connect_timeout` to reach its app.
+    pub answer_timeout: Duration,
+    /// Rest between a PONG and the next PING.
+    pub ping_interval: Duration,
+    /// How long a PONG may take.
+    pub ping_timeout: Duration,
+}
+
+impl Default for TunnelSettings {
+    fn default() -> Self {
+        Self {
+            stream_window: 4 * MIB,
+            connection_window: 16 * MIB,
+            frame_size: MIB,
+            send_buffer: 400 * KIB as usize,
+            max_streams: 100,
+            served_streams: 200,
+            max_tunnels: 4096,
+            idle_release: Duration::from_secs(300),
+            connect_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
+            answer_timeout: Duration::from_secs(20),
+            ping_interval: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Largest header list of an answer, and of a request.
+const ANSWER_HEADERS: u32 = 16 * KIB;
+const REQUEST_HEADERS: u32 = 64 * KIB;
+
+impl TunnelSettings {
+    pub(super) fn client(&self) -> h2::client::Builder {
+        let mut builder = h2::client::Builder::new();
+        builder
+            .initial_window_size(self.stream_window())
+            .initial_connection_window_size(self.connection_window())
+            .max_frame_size(self.frame_size())
+            .max_header_list_size(ANSWER_HEADERS)
+            .max_send_buffer_size(self.send_buffer)
+            // Until the peer says what it allows.
+            .initial_max_send_streams(self.max_streams)
+            .enable_push(false);
+        builder
+    }
+
+    pub(super) fn server(&self) -> h2::server::Builder {
+        let mut builder = h2::server::Builder::new();
+        builder
+            .initial_window_size(self.stream_window())
+            .initial_connection_window_size(self.connection_window())
+            .max_frame_size(self.frame_size())
+            .max_header_list_size(REQUEST_HEADERS)
+            .max_send_buffer_size(self.send_buffer)
+            .max_concurrent_streams(self.served_streams);
+        builder
+    }
+
+    // RFC 9113 allows only these ranges, and the library panics outside of them.
+
+    fn stream_window(&self) -> u32 {
+        self.stream_window.min(i32::MAX as u32)
+    }
+
+    fn connection_window(&self) -> u32 {
+        self.connection_window.clamp(65_535, i32::MAX as u32)
+    }
+
+    fn frame_size(&self) -> u32 {
+        self.frame_size.clamp(16_384, (1 << 24) - 1)
+    }
+}

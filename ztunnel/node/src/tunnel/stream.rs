@@ -1,0 +1,153 @@
+//! One stream of a tunnel as the far end of a relayed connection.
+
+use std::io;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream};
+use ztunnel_hbone::{ErrorCode, Received};
+
+use super::client::Slot;
+use crate::relay::{Far, FarError};
+
+/// An open stream: bytes flow both ways.
+pub struct Stream {
+    send: SendStream<Bytes>,
+    recv: RecvStream,
+    /// How much of the window is asked for and not used yet.
+    reserved: usize,
+    sent_end: bool,
+    received_end: bool,
+    /// Its place in the outgoing tunnel.
+    _slot: Option<Slot>,
+}
+
+impl Stream {
+    pub(super) fn new(send: SendStream<Bytes>, recv: RecvStream, slot: Option<Slot>) -> Self {
+        Self {
+            send,
+            recv,
+            reserved: 0,
+            sent_end: false,
+            received_end: false,
+            _slot: slot,
+        }
+    }
+
+    /// Why nothing can be sent any more.
+    fn closed(&mut self) -> FarError {
+        match self.poll_broken(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(err) => err,
+            Poll::Pending => FarError::Broken(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+}
+
+impl Far for Stream {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, FarError>> {
+        loop {
+            match ready!(self.recv.poll_data(cx)) {
+                // Only END_STREAM may come in a frame without data; a peer that sends others is passed over.
+                Some(Ok(data)) if data.is_empty() => {}
+                Some(Ok(data)) => return Poll::Ready(Ok(Some(data))),
+                None => {
+                    self.received_end = true;
+                    return Poll::Ready(Ok(None));
+                }
+                Some(Err(err)) => {
+                    let err = far_error(err);
+                    if let FarError::Reset(code) = err {
+                        self.received_end = code.received() == Received::End;
+                    }
+                    return Poll::Ready(Err(err));
+                }
+            }
+        }
+    }
+
+    fn release(&mut self, len: usize) {
+        // It fails only for more than was received.
+        let _ = self.recv.flow_control().release_capacity(len);
+    }
+
+    fn poll_capacity(
+        &mut self,
+        cx: &mut Context<'_>,
+        wanted: usize,
+    ) -> Poll<Result<usize, FarError>> {
+        if self.reserved < wanted {
+            self.send.reserve_capacity(wanted);
+            self.reserved = wanted;
+        }
+        loop {
+            let capacity = self.send.capacity();
+            if capacity > 0 {
+                return Poll::Ready(Ok(capacity.min(wanted)));
+            }
+            match ready!(self.send.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(err)) => return Poll::Ready(Err(far_error(err))),
+                None => return Poll::Ready(Err(self.closed())),
+            }
+        }
+    }
+
+    fn yield_capacity(&mut self) {
+        if self.reserved > 0 {
+            self.send.reserve_capacity(0);
+            self.reserved = 0;
+        }
+    }
+
+    fn send(&mut self, data: Bytes) -> Result<(), FarError> {
+        self.reserved = self.reserved.saturating_sub(data.len());
+        self.send.send_data(data, false).map_err(|_| self.closed())
+    }
+
+    /// The tunnel's own task writes; how much waits for it is bounded by `poll_capacity`.
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), FarError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn finish(&mut self) -> Result<(), FarError> {
+        self.yield_capacity();
+        self.send
+            .send_data(Bytes::new(), true)
+            .map_err(|_| self.closed())?;
+        self.sent_end = true;
+        Ok(())
+    }
+
+    fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<FarError> {
+        self.send.poll_reset(cx).map(|reset| match reset {
+            Ok(code) => FarError::Reset(ErrorCode(code.into())),
+            Err(err) => far_error(err),
+        })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if !(self.sent_end && self.received_end) {
+            self.send
+                .send_reset(h2::Reason::from(ErrorCode::CONNECT_ERROR.0));
+        }
+    }
+}
+
+fn far_error(err: h2::Error) -> FarError {
+    match err.reason() {
+        Some(code) if err.is_reset() => FarError::Reset(ErrorCode(code.into())),
+        _ => FarError::Broken(io_error(err)),
+    }
+}
+
+/// The library's error as one that says nothing of the library.
+pub(super) fn io_error(err: h2::Error) -> io::Error {
+    if err.is_io() {
+        err.into_io()
+            .unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())
+    } else {
+        io::Error::other(err)
+    }
+}
