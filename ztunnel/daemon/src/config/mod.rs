@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use ztunnel_node::control_plane::Endpoint;
 use ztunnel_node::tls;
+use ztunnel_node::tunnel::TunnelSettings;
 
 use endpoint::Credentials;
 use node::Node;
@@ -34,7 +35,7 @@ use process::LocalPaths;
 pub(crate) use process::{Log, LogFormat};
 pub(crate) use settings::reference;
 use source::{ConfigError, Disk, Files, Reader};
-use tunnel::{Keepalive, Tunnel};
+use tunnel::Keepalive;
 
 /// All that the daemon was told. Every value in it is usable as it is.
 #[derive(Clone, Debug)]
@@ -48,7 +49,7 @@ pub(crate) struct Config {
     /// Who and where this daemon is.
     pub(crate) node: Node,
     pub(crate) tls: tls::Options,
-    pub(crate) tunnel: Tunnel,
+    pub(crate) tunnel: TunnelSettings,
     /// TCP keepalive, unless it is turned off.
     #[cfg_attr(
         not(test),

@@ -91,7 +91,7 @@ fn a_node_name_is_enough() {
     assert_eq!(config.tunnel.connection_window, 16 << 20);
     assert_eq!(config.tunnel.frame_size, 1 << 20);
     assert_eq!(config.tunnel.max_streams, 100);
-    assert_eq!(config.tunnel.unused_release, 300 * SECOND);
+    assert_eq!(config.tunnel.idle_release, 300 * SECOND);
     let keepalive = Keepalive {
         time: 180 * SECOND,
         interval: 180 * SECOND,

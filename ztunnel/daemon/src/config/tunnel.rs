@@ -3,22 +3,11 @@
 use std::time::Duration;
 
 use ztunnel_node::tls;
+use ztunnel_node::tunnel::TunnelSettings;
 
 use super::settings;
 use super::source::Reader;
 use super::value;
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Tunnel {
-    /// Bytes.
-    pub(crate) stream_window: u32,
-    /// Bytes.
-    pub(crate) connection_window: u32,
-    /// Bytes.
-    pub(crate) frame_size: u32,
-    pub(crate) max_streams: u16,
-    pub(crate) unused_release: Duration,
-}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Keepalive {
@@ -38,7 +27,7 @@ pub(super) fn tls(reader: &mut Reader<'_>) -> Option<tls::Options> {
     })
 }
 
-pub(super) fn read(reader: &mut Reader<'_>) -> Option<Tunnel> {
+pub(super) fn read(reader: &mut Reader<'_>) -> Option<TunnelSettings> {
     // RFC 9113: windows end at 2^31-1, a tunnel's begins at 65535 and cannot shrink, frames are 2^14 to 2^24-1.
     const WINDOW: u32 = (1 << 31) - 1;
     let stream_window = reader.value(&settings::HTTP2_STREAM_WINDOW_SIZE, |text| {
@@ -53,13 +42,14 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Option<Tunnel> {
     let max_streams = reader.value(&settings::POOL_MAX_STREAMS_PER_CONNECTION, |text| {
         value::number(text, 1..=u16::MAX)
     });
-    let unused_release = reader.value(&settings::POOL_UNUSED_RELEASE_TIMEOUT, value::duration);
-    Some(Tunnel {
+    let idle_release = reader.value(&settings::POOL_UNUSED_RELEASE_TIMEOUT, value::duration);
+    Some(TunnelSettings {
         stream_window: stream_window?,
         connection_window: connection_window?,
         frame_size: frame_size?,
-        max_streams: max_streams?,
-        unused_release: unused_release?,
+        max_streams: max_streams?.into(),
+        idle_release: idle_release?,
+        ..TunnelSettings::default()
     })
 }
 
