@@ -4,6 +4,7 @@
 //! would type by hand and prints the command whenever one fails.
 
 mod build;
+mod demo;
 mod setup;
 mod shell;
 mod test;
@@ -19,6 +20,7 @@ usage: cargo xtask <command>
 
   setup              install what building and testing needs (Debian, as root); quick when nothing is missing
   build [--release]  compile the eBPF programs, then the workspace
+  demo [--keep]      setup, build, then one request with and without the mesh, and what was on the wire
   test               setup, build, format check, clippy, unit tests, end-to-end tests
 ";
 
@@ -48,6 +50,7 @@ fn run(args: &[String]) -> Outcome {
         }
         ["build"] => build::build(&workspace, build::Profile::Dev),
         ["build", "--release"] => build::build(&workspace, build::Profile::Release),
+        ["demo", ref options @ ..] => demo::demo(&workspace, options),
         ["test"] => test::test(&workspace),
         _ => Err(Failure::new(format!(
             "unknown: {}\n\n{USAGE}",

@@ -66,6 +66,8 @@ enum Command {
         #[command(flatten)]
         daemon: Daemon,
     },
+    /// Print the reference of all settings, in Markdown.
+    Settings,
 }
 
 #[derive(Debug, clap::Args)]
@@ -84,6 +86,10 @@ enum Format {
 pub(crate) fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run { ignored: _ } => run::main(),
+        Command::Settings => {
+            print(config::reference().trim_end());
+            ExitCode::SUCCESS
+        }
         Command::Enroll { uid, netns, namespace, name, service_account, daemon } => {
             // The daemon has another working directory.
             let netns = std::path::absolute(&netns).unwrap_or(netns);

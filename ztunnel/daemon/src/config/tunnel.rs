@@ -1,0 +1,78 @@
+//! How connections are made and kept: TLS, HTTP/2, TCP.
+
+use std::time::Duration;
+
+use ztunnel_node::tls;
+use ztunnel_node::tunnel::TunnelSettings;
+
+use super::settings;
+use super::source::Reader;
+use super::value;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Keepalive {
+    /// Idle time before the first probe.
+    pub(crate) time: Duration,
+    pub(crate) interval: Duration,
+    pub(crate) retries: u32,
+}
+
+pub(super) fn tls(reader: &mut Reader<'_>) -> Option<tls::Options> {
+    let only_post_quantum = reader.optional(&settings::COMPLIANCE_POLICY, |text| match text {
+        "pqc" => Ok(true),
+        _ => Err("unknown policy".to_owned()),
+    });
+    Some(tls::Options {
+        only_post_quantum: only_post_quantum?.unwrap_or(false),
+    })
+}
+
+pub(super) fn read(reader: &mut Reader<'_>) -> Option<TunnelSettings> {
+    // RFC 9113: windows end at 2^31-1, a tunnel's begins at 65535 and cannot shrink, frames are 2^14 to 2^24-1.
+    const WINDOW: u32 = (1 << 31) - 1;
+    let stream_window = reader.value(&settings::HTTP2_STREAM_WINDOW_SIZE, |text| {
+        value::number(text, 1..=WINDOW)
+    });
+    let connection_window = reader.value(&settings::HTTP2_CONNECTION_WINDOW_SIZE, |text| {
+        value::number(text, 65_535..=WINDOW)
+    });
+    let frame_size = reader.value(&settings::HTTP2_FRAME_SIZE, |text| {
+        value::number(text, 1 << 14..=(1 << 24) - 1)
+    });
+    let max_streams = reader.value(&settings::POOL_MAX_STREAMS_PER_CONNECTION, |text| {
+        value::number(text, 1..=u16::MAX)
+    });
+    let idle_release = reader.value(&settings::POOL_UNUSED_RELEASE_TIMEOUT, value::duration);
+    Some(TunnelSettings {
+        stream_window: stream_window?,
+        connection_window: connection_window?,
+        frame_size: frame_size?,
+        max_streams: max_streams?.into(),
+        idle_release: idle_release?,
+        ..TunnelSettings::default()
+    })
+}
+
+/// Keepalive and the user timeout, each if it is turned on.
+pub(super) fn tcp(reader: &mut Reader<'_>) -> Option<(Option<Keepalive>, Option<Duration>)> {
+    // The kernel's bounds: MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL, MAX_TCP_KEEPCNT.
+    let seconds =
+        |text: &str| value::duration_in(text, Duration::from_secs(1), Duration::from_secs(32_767));
+    let enabled = reader.value(&settings::KEEPALIVE_ENABLED, value::boolean);
+    let time = reader.value(&settings::KEEPALIVE_TIME, seconds);
+    let interval = reader.value(&settings::KEEPALIVE_INTERVAL, seconds);
+    let retries = reader.value(&settings::KEEPALIVE_RETRIES, |text| {
+        value::number(text, 1..=127_u32)
+    });
+    let user_timeout = reader.value(&settings::USER_TIMEOUT_ENABLED, value::boolean);
+    let keepalive = Keepalive {
+        time: time?,
+        interval: interval?,
+        retries: retries?,
+    };
+    let timeout = keepalive.time + keepalive.interval * keepalive.retries;
+    Some((
+        enabled?.then_some(keepalive),
+        user_timeout?.then_some(timeout),
+    ))
+}
