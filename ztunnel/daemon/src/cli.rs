@@ -90,10 +90,27 @@ pub(crate) fn main() -> ExitCode {
             print(config::reference().trim_end());
             ExitCode::SUCCESS
         }
-        Command::Enroll { uid, netns, namespace, name, service_account, daemon } => {
+        Command::Enroll {
+            uid,
+            netns,
+            namespace,
+            name,
+            service_account,
+            daemon,
+        } => {
             // The daemon has another working directory.
             let netns = std::path::absolute(&netns).unwrap_or(netns);
-            ask(daemon, &Request::Enroll { uid, netns, namespace, name, service_account }, |_| {})
+            ask(
+                daemon,
+                &Request::Enroll {
+                    uid,
+                    netns,
+                    namespace,
+                    name,
+                    service_account,
+                },
+                |_| {},
+            )
         }
         Command::Unenroll { uid, daemon } => ask(daemon, &Request::Unenroll { uid }, |_| {}),
         Command::Stop { daemon } => ask(daemon, &Request::Stop {}, |_| {}),
@@ -110,7 +127,10 @@ fn ask(daemon: Daemon, request: &Request, show: impl Fn(&[PodStatus])) -> ExitCo
         Ok(socket) => socket,
         Err(err) => return fail(&err),
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(err) => return fail(&err),
     };
@@ -130,7 +150,12 @@ fn ask(daemon: Daemon, request: &Request, show: impl Fn(&[PodStatus])) -> ExitCo
 }
 
 fn table(pods: &[PodStatus]) -> String {
-    let mut rows = vec![["POD".into(), "SERVICE ACCOUNT".into(), "ADDRESSES".into(), "STATE".into()]];
+    let mut rows = vec![[
+        "POD".into(),
+        "SERVICE ACCOUNT".into(),
+        "ADDRESSES".into(),
+        "STATE".into(),
+    ]];
     rows.extend(pods.iter().map(|pod| {
         let state = match (pod.state, &pod.problem) {
             (PodState::Captured, _) => "captured".into(),
@@ -139,10 +164,19 @@ fn table(pods: &[PodStatus]) -> String {
                 format!("DEFECTIVE: {}", problem.as_deref().unwrap_or("unknown"))
             }
         };
-        let addresses: Vec<String> =
-            pod.addresses.iter().filter(|ip| !is_link_local(ip)).map(ToString::to_string).collect();
+        let addresses: Vec<String> = pod
+            .addresses
+            .iter()
+            .filter(|ip| !is_link_local(ip))
+            .map(ToString::to_string)
+            .collect();
         let name = format!("{}/{}", pod.namespace, pod.name);
-        [name, pod.service_account.clone(), addresses.join(","), state]
+        [
+            name,
+            pod.service_account.clone(),
+            addresses.join(","),
+            state,
+        ]
     }));
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
     let widths = [width(0), width(1), width(2)];

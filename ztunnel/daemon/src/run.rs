@@ -1,6 +1,7 @@
 //! `ztunnel run`: reads the configuration, wires the rooms together, and ends in order.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -36,7 +37,10 @@ enum StartError {
     #[error("serve the local API")]
     Api(#[from] enroll::ApiError),
     #[error("{what}")]
-    System { what: &'static str, source: std::io::Error },
+    System {
+        what: &'static str,
+        source: std::io::Error,
+    },
 }
 
 pub(crate) fn main() -> ExitCode {
@@ -55,7 +59,10 @@ pub(crate) fn main() -> ExitCode {
         .build();
     let outcome = match runtime {
         Ok(runtime) => runtime.block_on(run(config)),
-        Err(source) => Err(StartError::System { what: "start the control threads", source }),
+        Err(source) => Err(StartError::System {
+            what: "start the control threads",
+            source,
+        }),
     };
     drop(cgroup::leave_own());
     match outcome {
@@ -72,10 +79,17 @@ async fn run(config: Config) -> Result<(), StartError> {
 
     let (mesh, reader) = mesh_channel();
     let (synced, _) = watch::channel(false);
-    let discovery = DiscoveryConfig { endpoint: config.xds, node: config.node.description };
+    let discovery = DiscoveryConfig {
+        endpoint: config.xds,
+        node: config.node.description,
+    };
     tasks.spawn(discovery::run(discovery, mesh, synced, shutdown.clone()));
 
-    let ca = CaConfig { endpoint: config.ca, secret_ttl: config.secret_ttl, tls: config.tls };
+    let ca = CaConfig {
+        endpoint: config.ca,
+        secret_ttl: config.secret_ttl,
+        tls: config.tls,
+    };
     let identities = Identities::new(ca, tasks.clone(), shutdown.clone());
 
     let context = NodeContext {
@@ -83,16 +97,27 @@ async fn run(config: Config) -> Result<(), StartError> {
         network: config.node.network.into(),
         mesh: reader,
         identities,
-        tunnel: config.tunnel,
+        tunnel: Arc::new(config.tunnel),
     };
     let workers =
         Workers::start(config.worker_threads.get(), &context).map_err(StartError::Workers)?;
     let node = NodeCapture::start(&config.paths.bpf_dir, &own)?;
-    let enroller =
-        Enroller::start(node, &config.paths.state_dir, workers, config.drain_deadline, tasks.clone())
-            .await?;
+    let enroller = Enroller::start(
+        node,
+        &config.paths.state_dir,
+        workers,
+        config.drain_deadline,
+        tasks.clone(),
+    )
+    .await?;
     let (stop, mut stopped) = mpsc::channel(1);
-    enroll::serve(&config.paths.api_socket, enroller.clone(), stop, shutdown.clone(), &tasks)?;
+    enroll::serve(
+        &config.paths.api_socket,
+        enroller.clone(),
+        stop,
+        shutdown.clone(),
+        &tasks,
+    )?;
     info!(node = %context.node_name, workers = config.worker_threads, "daemon started");
 
     tokio::select! {
@@ -116,7 +141,10 @@ struct Ends {
 impl Ends {
     fn new() -> Result<Self, StartError> {
         let listen = |kind| {
-            signal(kind).map_err(|source| StartError::System { what: "listen for signals", source })
+            signal(kind).map_err(|source| StartError::System {
+                what: "listen for signals",
+                source,
+            })
         };
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
@@ -143,7 +171,9 @@ fn raise_descriptor_limit() {
 
 fn init_log(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
     let filter = tracing_subscriber::EnvFilter::builder().parse(&log.filter)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false);
     match log.format {
         LogFormat::Json => builder.json().init(),
         LogFormat::Plain => builder.init(),

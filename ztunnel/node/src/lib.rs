@@ -14,10 +14,12 @@
 pub mod capture;
 pub mod control_plane;
 pub mod discovery;
+pub mod enroll;
 pub mod identity;
 pub mod inbound;
 pub mod outbound;
 pub mod own_pod;
+pub mod pod;
 pub mod relay;
 pub mod state;
 pub mod task;

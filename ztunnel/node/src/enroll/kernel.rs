@@ -28,12 +28,18 @@ use super::record::{Phase, Record, Records};
 use crate::capture::{ListenerSet, NodeCapture, PodCapture, settings};
 use crate::pod::open_listeners;
 
-const MARKS: Marks = Marks { capture: CAPTURE_MARK, delivery: DELIVERY_MARK };
+const MARKS: Marks = Marks {
+    capture: CAPTURE_MARK,
+    delivery: DELIVERY_MARK,
+};
 
 /// Make the app's answers on connections that the daemon opened carry the daemon's mark: those of accepted sockets,
 /// and resets from ports that are closed.
-const SYSCTLS: [&str; 3] =
-    ["net.ipv4.tcp_fwmark_accept", "net.ipv4.fwmark_reflect", "net.ipv6.fwmark_reflect"];
+const SYSCTLS: [&str; 3] = [
+    "net.ipv4.tcp_fwmark_accept",
+    "net.ipv4.fwmark_reflect",
+    "net.ipv6.fwmark_reflect",
+];
 
 /// The hooks, the records and the number of workers: what every pod's transaction needs.
 pub(super) struct Kernel {
@@ -54,7 +60,12 @@ pub(super) struct Captured {
 impl Kernel {
     pub(super) fn new(node: NodeCapture, records: Records, workers: usize) -> Self {
         let directory = node.directory();
-        Self { node: Mutex::new(Some(node)), directory, records, workers }
+        Self {
+            node: Mutex::new(Some(node)),
+            directory,
+            records,
+            workers,
+        }
     }
 
     pub(super) fn records(&self) -> &Records {
@@ -67,8 +78,11 @@ impl Kernel {
         let captured = self.try_capture(netns, record.clone());
         if captured.is_err() {
             // A pod that was captured must not fall back to plaintext; one that was not goes on as before.
-            let undone =
-                if taken_over { self.refuse(&record) } else { self.release(Some(netns), &record) };
+            let undone = if taken_over {
+                self.refuse(&record)
+            } else {
+                self.release(Some(netns), &record)
+            };
             if let Err(err) = undone {
                 error!(uid = record.uid, error = %err, "undoing a failed enrollment left traces");
             }
@@ -80,10 +94,15 @@ impl Kernel {
         let (interfaces, before) = netns
             .run(|| io::Result::Ok((interfaces()?, changed_sysctls()?)))
             .and_then(|inspected| inspected)
-            .map_err(|source| EnrollError::Inspect { path: netns.path().to_owned(), source })?;
+            .map_err(|source| EnrollError::Inspect {
+                path: netns.path().to_owned(),
+                source,
+            })?;
         let addresses = own_addresses(&interfaces);
         if addresses.is_empty() {
-            return Err(EnrollError::NoAddress { path: netns.path().to_owned() });
+            return Err(EnrollError::NoAddress {
+                path: netns.path().to_owned(),
+            });
         }
         for (name, value) in before {
             record.sysctls.entry(name).or_insert(value);
@@ -98,7 +117,10 @@ impl Kernel {
 
         netns
             .run(|| {
-                record.sysctls.keys().try_for_each(|name| sysctl::write(name, "1"))?;
+                record
+                    .sysctls
+                    .keys()
+                    .try_for_each(|name| sysctl::write(name, "1"))?;
                 if policy_routing::is_complete(&interfaces)? {
                     return Ok(());
                 }
@@ -111,11 +133,20 @@ impl Kernel {
         self.set(record.cookie, entry(STATE_CAPTURE, &interfaces))?;
         record.phase = Phase::Captured;
         self.records.put(&record).map_err(EnrollError::Record)?;
-        Ok(Captured { capture, listeners, addresses, record })
+        Ok(Captured {
+            capture,
+            listeners,
+            addresses,
+            record,
+        })
     }
 
     /// Lets new connections of the pod through, past the daemon. The ones there are go on.
-    pub(super) fn bypass(&self, record: &mut Record, capture: &mut PodCapture) -> Result<(), EnrollError> {
+    pub(super) fn bypass(
+        &self,
+        record: &mut Record,
+        capture: &mut PodCapture,
+    ) -> Result<(), EnrollError> {
         record.phase = Phase::Leaving;
         self.records.put(record).map_err(EnrollError::Record)?;
         if let Some(node) = self.node().as_mut() {
@@ -129,7 +160,11 @@ impl Kernel {
     }
 
     /// Removes everything that capture left, in the namespace if there still is one, and the record last.
-    pub(super) fn release(&self, netns: Option<&NetNs>, record: &Record) -> Result<(), EnrollError> {
+    pub(super) fn release(
+        &self,
+        netns: Option<&NetNs>,
+        record: &Record,
+    ) -> Result<(), EnrollError> {
         if let Some(node) = self.node().as_mut() {
             node.clear(record.cookie)?;
         }
@@ -137,13 +172,18 @@ impl Kernel {
             netns
                 .run(|| {
                     policy_routing::remove()?;
-                    record.sysctls.iter().try_for_each(|(name, value)| sysctl::write(name, value))
+                    record
+                        .sysctls
+                        .iter()
+                        .try_for_each(|(name, value)| sysctl::write(name, value))
                 })
                 .and_then(|outcome| outcome)
                 .map_err(EnrollError::Routing)?;
         }
         PodCapture::remove_pins(&self.directory, record.cookie)?;
-        self.records.remove(&record.uid()).map_err(EnrollError::Record)
+        self.records
+            .remove(&record.uid())
+            .map_err(EnrollError::Record)
     }
 
     /// Refuses the pod's new connections until it is captured again.
@@ -153,7 +193,10 @@ impl Kernel {
 
     /// What is missing for the pod to be captured, as the kernel has it now. `None`: nothing.
     pub(super) fn defect(&self, netns: &NetNs, capture: &PodCapture) -> Option<&'static str> {
-        let entry = self.node().as_ref().and_then(|node| node.entry(netns.cookie()));
+        let entry = self
+            .node()
+            .as_ref()
+            .and_then(|node| node.entry(netns.cookie()));
         match entry.map(|entry| entry.state) {
             Some(STATE_CAPTURE) => {}
             Some(_) => return Some("the connect hooks refuse the pod's connections"),
@@ -200,11 +243,15 @@ impl Kernel {
 /// Addresses by which the pod is known, in the order in which the lookup program should get them.
 fn own_addresses(interfaces: &[Interface]) -> Vec<IpAddr> {
     let real = interfaces.iter().filter(|interface| interface.index != LO);
-    real.flat_map(|interface| interface.addresses.iter().copied()).collect()
+    real.flat_map(|interface| interface.addresses.iter().copied())
+        .collect()
 }
 
 fn entry(state: u32, interfaces: &[Interface]) -> PodEntry {
-    let mut entry = PodEntry { state, interfaces: [0; MAX_INTERFACES] };
+    let mut entry = PodEntry {
+        state,
+        interfaces: [0; MAX_INTERFACES],
+    };
     let real = interfaces.iter().filter(|interface| interface.index != LO);
     for (slot, interface) in entry.interfaces.iter_mut().zip(real) {
         *slot = interface.index;

@@ -29,8 +29,16 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    Enroll { uid: String, netns: PathBuf, namespace: String, name: String, service_account: String },
-    Unenroll { uid: String },
+    Enroll {
+        uid: String,
+        netns: PathBuf,
+        namespace: String,
+        name: String,
+        service_account: String,
+    },
+    Unenroll {
+        uid: String,
+    },
     Pods {},
     /// Unenroll every pod, leave nothing behind, end.
     Stop {},
@@ -41,10 +49,15 @@ pub enum Request {
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// `changed` is false when it was so already.
-    Done { changed: bool },
+    Done {
+        changed: bool,
+    },
     Pods(Vec<PodStatus>),
     /// A refusal: a stable code, and the reason for people.
-    Refused { code: String, reason: String },
+    Refused {
+        code: String,
+        reason: String,
+    },
 }
 
 /// Why a request got no answer.
@@ -63,14 +76,26 @@ pub enum ApiError {
 /// # Errors
 /// When there is no daemon or it goes away.
 pub async fn call(socket: &Path, request: &Request) -> Result<Outcome, ApiError> {
-    let connect = |source| ApiError::Connect { path: socket.to_owned(), source };
-    let talk = |source| ApiError::Talk { path: socket.to_owned(), source };
+    let connect = |source| ApiError::Connect {
+        path: socket.to_owned(),
+        source,
+    };
+    let talk = |source| ApiError::Talk {
+        path: socket.to_owned(),
+        source,
+    };
     let mut stream = UnixStream::connect(socket).await.map_err(connect)?;
     write_line(&mut stream, request).await.map_err(talk)?;
     let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).await.map_err(talk)?;
+    BufReader::new(stream)
+        .read_line(&mut line)
+        .await
+        .map_err(talk)?;
     if line.is_empty() {
-        return Err(talk(io::Error::new(io::ErrorKind::UnexpectedEof, "the daemon went away")));
+        return Err(talk(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the daemon went away",
+        )));
     }
     serde_json::from_str(&line).map_err(|err| talk(err.into()))
 }
@@ -87,14 +112,18 @@ pub fn serve(
     shutdown: Shutdown,
     tasks: &TaskGroup,
 ) -> Result<(), ApiError> {
-    let listener = bind(socket)
-        .map_err(|source| ApiError::Listen { path: socket.to_owned(), source })?;
+    let listener = bind(socket).map_err(|source| ApiError::Listen {
+        path: socket.to_owned(),
+        source,
+    })?;
     let group = tasks.clone();
     tasks.spawn(async move {
         let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
         loop {
-            let Ok(slot) = Arc::clone(&clients).acquire_owned().await else { break };
+            let Ok(slot) = Arc::clone(&clients).acquire_owned().await else {
+                break;
+            };
             let accepted = tokio::select! {
                 () = shutdown.started() => break,
                 accepted = listener.accept() => accepted,
@@ -126,7 +155,10 @@ fn bind(socket: &Path) -> io::Result<UnixListener> {
         std::fs::create_dir_all(directory)?;
     }
     if std::os::unix::net::UnixStream::connect(socket).is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another daemon answers there"));
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another daemon answers there",
+        ));
     }
     match std::fs::remove_file(socket) {
         Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
@@ -137,7 +169,11 @@ fn bind(socket: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn client(stream: UnixStream, enroller: &Enroller, stop: &mpsc::Sender<()>) -> io::Result<()> {
+async fn client(
+    stream: UnixStream,
+    enroller: &Enroller,
+    stop: &mpsc::Sender<()>,
+) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read);
     loop {
@@ -150,7 +186,10 @@ async fn client(stream: UnixStream, enroller: &Enroller, stop: &mpsc::Sender<()>
         let outcome = match serde_json::from_slice(&line) {
             Ok(request) => answer(request, enroller, stop).await,
             Err(err) => {
-                let (code, reason) = ("BAD_REQUEST".into(), format!("the request is not understood: {err}"));
+                let (code, reason) = (
+                    "BAD_REQUEST".into(),
+                    format!("the request is not understood: {err}"),
+                );
                 write_line(&mut write, &Outcome::Refused { code, reason }).await?;
                 return Ok(());
             }
@@ -162,19 +201,31 @@ async fn client(stream: UnixStream, enroller: &Enroller, stop: &mpsc::Sender<()>
 async fn answer(request: Request, enroller: &Enroller, stop: &mpsc::Sender<()>) -> Outcome {
     let done = match request {
         Request::Pods {} => return Outcome::Pods(enroller.pods().await),
-        Request::Enroll { uid, netns, namespace, name, service_account } => {
+        Request::Enroll {
+            uid,
+            netns,
+            namespace,
+            name,
+            service_account,
+        } => {
             let pod = PodName {
                 namespace: namespace.into(),
                 name: name.into(),
                 service_account: service_account.into(),
             };
-            enroller.enroll(EnrollRequest { uid: PodUid(uid.into()), netns, pod }).await
+            enroller
+                .enroll(EnrollRequest {
+                    uid: PodUid(uid.into()),
+                    netns,
+                    pod,
+                })
+                .await
         }
         Request::Unenroll { uid } => enroller.unenroll(PodUid(uid.into())).await,
         Request::Stop {} => {
             let removed = enroller.remove_everything().await;
             // A second request to stop finds the first one there.
-            drop(stop.try_send(()));
+            stop.try_send(()).unwrap_or_default();
             removed.map(|()| true)
         }
     };
@@ -185,7 +236,10 @@ async fn answer(request: Request, enroller: &Enroller, stop: &mpsc::Sender<()>) 
 }
 
 fn refused(err: &EnrollError) -> Outcome {
-    Outcome::Refused { code: err.code().into(), reason: chain(err) }
+    Outcome::Refused {
+        code: err.code().into(),
+        reason: chain(err),
+    }
 }
 
 async fn write_line(

@@ -20,17 +20,23 @@ use crate::capture::CaptureError;
 /// Why a pod was not enrolled or unenrolled.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrollError {
-    #[error("{uid:?} is no pod uid: at most 128 letters, digits, dots, dashes and underscores are accepted")]
+    #[error(
+        "{uid:?} is no pod uid: at most 128 letters, digits, dots, dashes and underscores are accepted"
+    )]
     InvalidUid { uid: String },
     #[error("open the network namespace {path}")]
     Netns { path: PathBuf, source: io::Error },
     #[error("{path} is the network namespace of the node; host-network pods cannot be enrolled")]
     HostNetwork { path: PathBuf },
-    #[error("the network namespace {path} belongs to the enrolled pod {uid}; unenroll that one first")]
+    #[error(
+        "the network namespace {path} belongs to the enrolled pod {uid}; unenroll that one first"
+    )]
     NetnsTaken { path: PathBuf, uid: String },
     #[error("inspect the network namespace {path}")]
     Inspect { path: PathBuf, source: io::Error },
-    #[error("the network namespace {path} has no address yet; enroll the pod after its network is set up")]
+    #[error(
+        "the network namespace {path} has no address yet; enroll the pod after its network is set up"
+    )]
     NoAddress { path: PathBuf },
     #[error("pod {uid} is being unenrolled; try again when it is done")]
     Leaving { uid: String },

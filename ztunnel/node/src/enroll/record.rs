@@ -57,8 +57,13 @@ impl Record {
 pub(super) fn is_valid_uid(uid: &str) -> bool {
     (1..=MAX_UID).contains(&uid.len())
         && !uid.starts_with('.')
-        && uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        && uid
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
+
+/// A file that should be a record, and what is wrong with it.
+pub(super) type Unreadable = (PathBuf, io::Error);
 
 /// The directory of records.
 #[derive(Clone, Debug)]
@@ -91,15 +96,16 @@ impl Records {
     }
 
     /// All records, and the files that should be records and cannot be read.
-    pub(super) fn all(&self) -> io::Result<(Vec<Record>, Vec<(PathBuf, io::Error)>)> {
+    pub(super) fn all(&self) -> io::Result<(Vec<Record>, Vec<Unreadable>)> {
         let (mut records, mut unreadable) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&self.0)? {
             let path = entry?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            let record = fs::read(&path)
-                .and_then(|bytes| serde_json::from_slice::<Record>(&bytes).map_err(io::Error::from));
+            let record = fs::read(&path).and_then(|bytes| {
+                serde_json::from_slice::<Record>(&bytes).map_err(io::Error::from)
+            });
             match record {
                 Ok(record) if is_valid_uid(&record.uid) => records.push(record),
                 Ok(_) => unreadable.push((path, io::ErrorKind::InvalidData.into())),
@@ -116,7 +122,16 @@ mod tests {
 
     #[test]
     fn uids_that_could_leave_the_directory_are_invalid() {
-        for uid in ["", ".", "..", "../x", "a/b", "a\0b", &"x".repeat(129), ".hidden"] {
+        for uid in [
+            "",
+            ".",
+            "..",
+            "../x",
+            "a/b",
+            "a\0b",
+            &"x".repeat(129),
+            ".hidden",
+        ] {
             assert!(!is_valid_uid(uid), "{uid:?}");
         }
         assert!(is_valid_uid("8a1b1c1d-0000-4000-8000-000000000000"));
@@ -124,7 +139,8 @@ mod tests {
 
     #[test]
     fn a_damaged_record_does_not_hide_the_others() {
-        let directory = std::env::temp_dir().join(format!("ztunnel-records-{}", std::process::id()));
+        let directory =
+            std::env::temp_dir().join(format!("ztunnel-records-{}", std::process::id()));
         let records = Records::open(&directory).unwrap();
         let record = Record {
             uid: "one".into(),

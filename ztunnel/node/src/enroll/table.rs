@@ -61,7 +61,10 @@ struct Pod {
 
 enum Hold {
     /// Captured and served.
-    Live { netns: Arc<NetNs>, capture: PodCapture },
+    Live {
+        netns: Arc<NetNs>,
+        capture: Box<PodCapture>,
+    },
     /// Being unenrolled.
     Leaving,
     /// Left by an earlier daemon and not taken over: its connections fail.
@@ -97,8 +100,10 @@ impl Enroller {
         tasks: TaskGroup,
     ) -> Result<Self, EnrollError> {
         let records = Records::open(records).map_err(EnrollError::Record)?;
-        let host = NetNs::current()
-            .map_err(|source| EnrollError::Netns { path: "/proc/thread-self/ns/net".into(), source })?;
+        let host = NetNs::current().map_err(|source| EnrollError::Netns {
+            path: "/proc/thread-self/ns/net".into(),
+            source,
+        })?;
         let sockets = NetnsThread::start().map_err(EnrollError::Listen)?;
         let enroller = Self(Arc::new(Inner {
             kernel: Arc::new(Kernel::new(node, records, workers.count())),
@@ -119,7 +124,8 @@ impl Enroller {
     /// When the pod cannot be captured as a whole; then nothing about it has changed.
     pub async fn enroll(&self, request: EnrollRequest) -> Result<bool, EnrollError> {
         let this = self.clone();
-        self.finish(async move { this.enroll_now(request).await }).await
+        self.finish(async move { this.enroll_now(request).await })
+            .await
     }
 
     /// Stops capturing the pod's traffic, waits for its connections up to the drain time, removes every trace.
@@ -129,7 +135,8 @@ impl Enroller {
     /// When something cannot be removed.
     pub async fn unenroll(&self, uid: PodUid) -> Result<bool, EnrollError> {
         let this = self.clone();
-        self.finish(async move { this.unenroll_now(uid).await }).await
+        self.finish(async move { this.unenroll_now(uid).await })
+            .await
     }
 
     /// Every pod, as the kernel has it now.
@@ -177,33 +184,49 @@ impl Enroller {
         request: impl Future<Output = Result<T, EnrollError>> + Send + 'static,
     ) -> Result<T, EnrollError> {
         let (reply, done) = tokio::sync::oneshot::channel();
-        self.0.tasks.spawn(async move { drop(reply.send(request.await)) });
+        self.0
+            .tasks
+            .spawn(async move { drop(reply.send(request.await)) });
         done.await.unwrap_or(Err(EnrollError::Stopping))
     }
 
     async fn enroll_now(&self, request: EnrollRequest) -> Result<bool, EnrollError> {
         if !is_valid_uid(&request.uid.0) {
-            return Err(EnrollError::InvalidUid { uid: request.uid.to_string() });
+            return Err(EnrollError::InvalidUid {
+                uid: request.uid.to_string(),
+            });
         }
         let path = request.netns.clone();
         let netns = spawn_blocking(move || NetNs::open(&path))
             .await
             .map_err(|_| EnrollError::Stopping)?
-            .map_err(|source| EnrollError::Netns { path: request.netns.clone(), source })?;
+            .map_err(|source| EnrollError::Netns {
+                path: request.netns.clone(),
+                source,
+            })?;
         if netns.cookie() == self.0.host_cookie {
-            return Err(EnrollError::HostNetwork { path: request.netns });
+            return Err(EnrollError::HostNetwork {
+                path: request.netns,
+            });
         }
         let mut pods = self.0.pods.lock().await;
         if let Some(other) = pods
             .values()
             .find(|pod| pod.record.cookie == netns.cookie() && pod.record.uid() != request.uid)
         {
-            return Err(EnrollError::NetnsTaken { path: request.netns, uid: other.record.uid.clone() });
+            return Err(EnrollError::NetnsTaken {
+                path: request.netns,
+                uid: other.record.uid.clone(),
+            });
         }
         if let Some(pod) = pods.get(&request.uid) {
             let same = pod.record.cookie == netns.cookie() && pod.record.pod() == request.pod;
             match &pod.hold {
-                Hold::Leaving => return Err(EnrollError::Leaving { uid: request.uid.to_string() }),
+                Hold::Leaving => {
+                    return Err(EnrollError::Leaving {
+                        uid: request.uid.to_string(),
+                    });
+                }
                 Hold::Live { .. } if same => return Ok(false),
                 // The same uid in another namespace: a new sandbox of the pod. The old one is dead.
                 Hold::Live { .. } | Hold::Lost { .. } => {
@@ -231,7 +254,9 @@ impl Enroller {
         pods: &mut BTreeMap<PodUid, Pod>,
         uid: &PodUid,
     ) -> Result<(), EnrollError> {
-        let Some(pod) = pods.remove(uid) else { return Ok(()) };
+        let Some(pod) = pods.remove(uid) else {
+            return Ok(());
+        };
         self.0.workers.drain_pod(uid, Duration::ZERO).await;
         self.release(pod).await
     }
@@ -244,28 +269,54 @@ impl Enroller {
     ) -> Result<(), EnrollError> {
         let netns = Arc::new(netns);
         let (kernel, inside) = (Arc::clone(&self.0.kernel), Arc::clone(&netns));
-        let Captured { capture, listeners, addresses, record } =
-            blocking(move || kernel.capture(&inside, record)).await?;
+        let Captured {
+            capture,
+            listeners,
+            addresses,
+            record,
+        } = blocking(move || kernel.capture(&inside, record)).await?;
         let net = PodNet::new(Arc::clone(&netns), self.0.sockets.clone());
-        let start = PodStart { uid: record.uid(), pod: record.pod(), net };
+        let start = PodStart {
+            uid: record.uid(),
+            pod: record.pod(),
+            net,
+        };
         self.0.workers.start_pod(start, listeners).await;
-        let hold = Hold::Live { netns, capture };
-        pods.insert(record.uid(), Pod { record, addresses, hold });
+        let hold = Hold::Live {
+            netns,
+            capture: Box::new(capture),
+        };
+        pods.insert(
+            record.uid(),
+            Pod {
+                record,
+                addresses,
+                hold,
+            },
+        );
         Ok(())
     }
 
     async fn unenroll_now(&self, uid: PodUid) -> Result<bool, EnrollError> {
         let pod = {
             let mut pods = self.0.pods.lock().await;
-            let Some(pod) = pods.get_mut(&uid) else { return Ok(false) };
+            let Some(pod) = pods.get_mut(&uid) else {
+                return Ok(false);
+            };
             if matches!(pod.hold, Hold::Leaving) {
-                return Err(EnrollError::Leaving { uid: uid.to_string() });
+                return Err(EnrollError::Leaving {
+                    uid: uid.to_string(),
+                });
             }
             if let Hold::Live { capture, .. } = &mut pod.hold {
                 self.0.kernel.bypass(&mut pod.record, capture)?;
             }
             let hold = std::mem::replace(&mut pod.hold, Hold::Leaving);
-            Pod { record: pod.record.clone(), addresses: Vec::new(), hold }
+            Pod {
+                record: pod.record.clone(),
+                addresses: Vec::new(),
+                hold,
+            }
         };
         // Without the lock: others come and go while the last connections of this one end.
         let cut = self.0.workers.drain_pod(&uid, self.0.drain).await;
@@ -299,10 +350,13 @@ impl Enroller {
             let uid = record.uid();
             let netns = reopen(&record);
             let outcome = match (record.phase, netns) {
-                (Phase::Captured, Ok(netns)) => self.capture(&mut pods, netns, record.clone()).await,
-                (Phase::Captured, Err(source)) => {
-                    Err(EnrollError::Netns { path: record.netns.clone(), source })
+                (Phase::Captured, Ok(netns)) => {
+                    self.capture(&mut pods, netns, record.clone()).await
                 }
+                (Phase::Captured, Err(source)) => Err(EnrollError::Netns {
+                    path: record.netns.clone(),
+                    source,
+                }),
                 (Phase::Enrolling | Phase::Leaving, netns) => {
                     let (kernel, record) = (Arc::clone(&self.0.kernel), record.clone());
                     let undone =
@@ -319,7 +373,14 @@ impl Enroller {
                     error!(%uid, error = %err, "pod could not be taken over; its connections are refused until it is enrolled again or unenrolled");
                     let problem = chain(&err);
                     let hold = Hold::Lost { problem };
-                    pods.insert(uid, Pod { record, addresses: Vec::new(), hold });
+                    pods.insert(
+                        uid,
+                        Pod {
+                            record,
+                            addresses: Vec::new(),
+                            hold,
+                        },
+                    );
                 }
             }
         }
@@ -355,13 +416,17 @@ fn reopen(record: &Record) -> std::io::Result<NetNs> {
     if netns.cookie() == record.cookie {
         return Ok(netns);
     }
-    Err(std::io::Error::other("the path leads to another network namespace now"))
+    Err(std::io::Error::other(
+        "the path leads to another network namespace now",
+    ))
 }
 
 async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> Result<T, EnrollError> + Send + 'static,
 ) -> Result<T, EnrollError> {
-    spawn_blocking(job).await.unwrap_or(Err(EnrollError::Stopping))
+    spawn_blocking(job)
+        .await
+        .unwrap_or(Err(EnrollError::Stopping))
 }
 
 /// An error with its causes, for people.

@@ -24,7 +24,13 @@ pub fn open_listeners(netns: &NetNs, workers: usize) -> io::Result<Vec<ListenerS
             Err(_) => Family::V4,
         };
         let listen = || listen_any(family, BACKLOG);
-        let set = |_| Ok(ListenerSet { outbound: listen()?, inbound: listen()?, hbone: listen()? });
+        let set = |_| {
+            Ok(ListenerSet {
+                outbound: listen()?,
+                inbound: listen()?,
+                hbone: listen()?,
+            })
+        };
         (0..workers).map(set).collect()
     })?
 }

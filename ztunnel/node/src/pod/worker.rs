@@ -22,6 +22,7 @@ use crate::capture::ListenerSet;
 use crate::identity::Identities;
 use crate::inbound::Inbound;
 use crate::outbound::Outbound;
+use crate::own_pod::OwnPod;
 use crate::state::MeshReader;
 use crate::task::{Backoff, PodNet, Shutdown, TaskGroup};
 use crate::tunnel::TunnelSettings;
@@ -36,7 +37,7 @@ pub struct NodeContext {
     pub network: Arc<str>,
     pub mesh: MeshReader,
     pub identities: Identities,
-    pub tunnel: TunnelSettings,
+    pub tunnel: Arc<TunnelSettings>,
 }
 
 /// A pod to serve.
@@ -48,11 +49,21 @@ pub struct PodStart {
 }
 
 enum Command {
-    Start { pod: PodStart, listeners: ListenerSet },
+    Start {
+        pod: PodStart,
+        listeners: ListenerSet,
+    },
     /// Take what has been accepted, then no more; give connections `deadline` to end. Answers how many were cut.
-    Drain { uid: PodUid, deadline: Duration, done: oneshot::Sender<usize> },
+    Drain {
+        uid: PodUid,
+        deadline: Duration,
+        done: oneshot::Sender<usize>,
+    },
     /// The same for every pod.
-    Stop { deadline: Duration, done: oneshot::Sender<()> },
+    Stop {
+        deadline: Duration,
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// The worker threads.
@@ -67,11 +78,15 @@ impl Workers {
     pub fn start(count: usize, context: &NodeContext) -> io::Result<Self> {
         let workers = (0..count).map(|number| {
             let (commands, queue) = mpsc::channel(QUEUE);
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             let context = context.clone();
-            thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-                LocalSet::new().block_on(&runtime, work(queue, context));
-            })?;
+            thread::Builder::new()
+                .name(format!("worker-{number}"))
+                .spawn(move || {
+                    LocalSet::new().block_on(&runtime, work(queue, context));
+                })?;
             Ok(commands)
         });
         Ok(Self(workers.collect::<io::Result<_>>()?))
@@ -86,7 +101,14 @@ impl Workers {
     /// Serves a pod. `listeners` has one set for each worker.
     pub async fn start_pod(&self, pod: PodStart, listeners: Vec<ListenerSet>) {
         for (worker, listeners) in self.0.iter().zip(listeners) {
-            if worker.send(Command::Start { pod: pod.clone(), listeners }).await.is_err() {
+            if worker
+                .send(Command::Start {
+                    pod: pod.clone(),
+                    listeners,
+                })
+                .await
+                .is_err()
+            {
                 error!(uid = %pod.uid, "a worker is gone; its share of the pod's connections fails");
             }
         }
@@ -94,7 +116,13 @@ impl Workers {
 
     /// Ends a pod: says how many connections were still there after `deadline` and were cut.
     pub async fn drain_pod(&self, uid: &PodUid, deadline: Duration) -> usize {
-        let drains = self.ask(|done| Command::Drain { uid: uid.clone(), deadline, done }).await;
+        let drains = self
+            .ask(|done| Command::Drain {
+                uid: uid.clone(),
+                deadline,
+                done,
+            })
+            .await;
         drains.into_iter().sum()
     }
 
@@ -129,17 +157,23 @@ async fn work(mut commands: mpsc::Receiver<Command>, context: NodeContext) {
                 let uid = pod.uid.clone();
                 match ServedPod::start(pod, listeners, &context) {
                     Ok(served) => drop(pods.insert(uid, Rc::new(served))),
-                    Err(err) => error!(%uid, error = %err, "the pod's listeners cannot be served; its connections fail"),
+                    Err(err) => {
+                        error!(%uid, error = %err, "the pod's listeners cannot be served; its connections fail")
+                    }
                 }
             }
-            Command::Drain { uid, deadline, done } => {
+            Command::Drain {
+                uid,
+                deadline,
+                done,
+            } => {
                 let pod = pods.remove(&uid);
                 drains.spawn_local(async move {
                     let cut = match pod {
                         Some(pod) => pod.drain(deadline).await,
                         None => 0,
                     };
-                    drop(done.send(cut));
+                    done.send(cut).unwrap_or_default();
                 });
             }
             Command::Stop { deadline, done } => {
@@ -149,7 +183,7 @@ async fn work(mut commands: mpsc::Receiver<Command>, context: NodeContext) {
                     });
                 }
                 drains.drain(deadline + Duration::from_secs(1)).await;
-                drop(done.send(()));
+                done.send(()).unwrap_or_default();
                 return;
             }
         }
@@ -172,11 +206,34 @@ impl ServedPod {
             connections: TaskGroup::default(),
         };
         let listener = |fd: OwnedFd| TcpListener::from_std(std::net::TcpListener::from(fd));
-        let (outbound_listener, plaintext_listener, hbone_listener) =
-            (listener(listeners.outbound)?, listener(listeners.inbound)?, listener(listeners.hbone)?);
+        let (outbound_listener, plaintext_listener, hbone_listener) = (
+            listener(listeners.outbound)?,
+            listener(listeners.inbound)?,
+            listener(listeners.hbone)?,
+        );
 
-        let outbound = Rc::new(Outbound::new(&pod, context, &this.connections, &this.shutdown));
-        let inbound = Rc::new(Inbound::new(&pod, context, &this.connections, &this.shutdown));
+        let own = Rc::new(OwnPod::new(
+            pod.pod.clone(),
+            Arc::clone(&context.node_name),
+            Arc::clone(&context.network),
+            context.mesh.clone(),
+            context.identities.clone(),
+            pod.net,
+        ));
+        let (settings, tasks, shutdown) = (&context.tunnel, &this.connections, &this.shutdown);
+        let outbound = Outbound::new(
+            Rc::clone(&own),
+            settings.clone(),
+            tasks.clone(),
+            shutdown.clone(),
+        );
+        let outbound = Rc::new(outbound);
+        let inbound = Rc::new(Inbound::new(
+            own,
+            settings.clone(),
+            tasks.clone(),
+            shutdown.clone(),
+        ));
         this.accept(outbound_listener, move |stream| {
             let outbound = Rc::clone(&outbound);
             async move { outbound.serve(stream).await }
@@ -221,9 +278,13 @@ impl ServedPod {
                 }
             }
             // Closing a listener resets what is in its queue.
-            let Ok(listener) = listener.into_std() else { return };
+            let Ok(listener) = listener.into_std() else {
+                return;
+            };
             while let Ok((stream, _)) = listener.accept() {
-                let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+                let stream = stream
+                    .set_nonblocking(true)
+                    .and_then(|()| TcpStream::from_std(stream));
                 if let Ok(stream) = stream {
                     connections.spawn_local(serve(stream));
                 }

@@ -1,0 +1,162 @@
+//! State of the control plane that outlives a stop and start of its server.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use tokio::sync::watch;
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+
+use super::ca::Ca;
+use super::session::Answer;
+use super::snapshot::Snapshot;
+use super::{Authority, CLUSTER, HOSTNAME};
+use crate::error::{Doing as _, Result};
+use crate::mesh_file::MeshFile;
+use crate::net::{CONTROL_PLANE_V4, CONTROL_PLANE_V6};
+pub(crate) use crate::sync::lock;
+
+/// Answers that are kept; older ones are forgotten.
+const ANSWERS: usize = 10_000;
+
+/// What the services, the file watcher and the handle share.
+pub(crate) struct Shared {
+    pub(crate) mesh: Mutex<MeshState>,
+    pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
+    pub(crate) tokens: Mutex<BTreeMap<String, String>>,
+    pub(crate) ca: Mutex<Ca>,
+    pub(crate) sessions: Mutex<Sessions>,
+    hosts: PathBuf,
+    log: PathBuf,
+}
+
+/// The mesh, and which of its pods are enrolled.
+pub(crate) struct MeshState {
+    pub(crate) file: MeshFile,
+    pub(crate) enrolled: BTreeSet<String>,
+}
+
+/// What clients are connected, and what they answered.
+#[derive(Default)]
+pub(crate) struct Sessions {
+    pub(crate) open: BTreeMap<u64, OpenSession>,
+    pub(crate) answers: Vec<Answer>,
+    next: u64,
+}
+
+/// One connected client.
+pub(crate) struct OpenSession {
+    pub(crate) node: String,
+    pub(crate) synced: [Option<u64>; 2],
+}
+
+impl Shared {
+    /// Writes its log and its table of host names below `dir`.
+    pub(crate) fn new(
+        mesh: MeshFile,
+        tokens: BTreeMap<String, String>,
+        dir: &Path,
+    ) -> Result<Self> {
+        let enrolled = BTreeSet::new();
+        let first = Snapshot::default().next(&mesh, &enrolled);
+        let hosts = dir.join("hosts");
+        fs::write(&hosts, hosts_table(&mesh)).doing(|| format!("write {}", hosts.display()))?;
+        Ok(Self {
+            mesh: Mutex::new(MeshState {
+                file: mesh,
+                enrolled,
+            }),
+            snapshots: watch::Sender::new(Arc::new(first)),
+            tokens: Mutex::new(tokens),
+            ca: Mutex::new(Ca::new(Authority::new("mesh")?)),
+            sessions: Mutex::default(),
+            hosts,
+            log: dir.join("control-plane.log"),
+        })
+    }
+
+    /// Changes the mesh, or who is enrolled, and publishes the result.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut MeshState) -> T) -> T {
+        let mut state = lock(&self.mesh);
+        let result = change(&mut state);
+        // In place, not by renaming: this very file is mounted in every namespace of the lab.
+        if let Err(err) = fs::write(&self.hosts, hosts_table(&state.file)) {
+            self.log(&format!(
+                "mesh: cannot write {}: {err}",
+                self.hosts.display()
+            ));
+        }
+        self.snapshots.send_modify(|snapshot| {
+            *snapshot = Arc::new(snapshot.next(&state.file, &state.enrolled));
+        });
+        result
+    }
+
+    /// The node whose token a request carries.
+    pub(crate) fn authenticate(&self, metadata: &MetadataMap) -> Result<String, Status> {
+        let refused = |why: &str| {
+            self.log(&format!("refused a request: {why}"));
+            Status::unauthenticated("request authenticate failure")
+        };
+        let text = |key| metadata.get(key).and_then(|value| value.to_str().ok());
+        let token = text("authorization")
+            .and_then(|value| value.strip_prefix("Bearer "))
+            .ok_or_else(|| refused("no bearer token"))?;
+        if text("clusterid") != Some(CLUSTER) {
+            return Err(refused(&format!("clusterid is {:?}", text("clusterid"))));
+        }
+        lock(&self.tokens)
+            .iter()
+            .find(|(_, known)| *known == token)
+            .map(|(node, _)| node.clone())
+            .ok_or_else(|| refused("unknown token"))
+    }
+
+    /// Writes a line to the control plane's log.
+    pub(crate) fn log(&self, line: &str) {
+        let since = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let opened = OpenOptions::new().create(true).append(true).open(&self.log);
+        if let Ok(mut file) = opened {
+            drop(writeln!(file, "{:.3} {line}", since.as_secs_f64()));
+        }
+    }
+}
+
+impl Sessions {
+    pub(crate) fn open(&mut self, node: &str) -> u64 {
+        self.next += 1;
+        let session = OpenSession {
+            node: node.to_owned(),
+            synced: [None; 2],
+        };
+        self.open.insert(self.next, session);
+        self.next
+    }
+
+    pub(crate) fn note(&mut self, answer: Answer) {
+        if self.answers.len() >= ANSWERS {
+            self.answers.remove(0);
+        }
+        self.answers.push(answer);
+    }
+}
+
+/// Host names of services and of the control plane: what cluster DNS would say.
+fn hosts_table(mesh: &MeshFile) -> String {
+    let mut table = format!(
+        "127.0.0.1 localhost\n::1 localhost\n{CONTROL_PLANE_V4} {HOSTNAME}\n{CONTROL_PLANE_V6} {HOSTNAME}\n"
+    );
+    for service in &mesh.services {
+        for address in &service.addresses {
+            let (name, namespace) = (&service.name, &service.namespace);
+            table += &format!("{address} {} {name}.{namespace}\n", service.hostname());
+        }
+    }
+    table
+}

@@ -1,0 +1,90 @@
+//! What the control plane says at one moment: every resource with its version.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
+
+use prost_types::Any;
+use ztunnel_proto::envoy::service::discovery::v3::Resource;
+use ztunnel_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+
+use super::wire::{self, Body};
+use crate::mesh_file::MeshFile;
+
+/// The two types there are, in the order that tables by type use.
+pub(crate) const TYPES: [&str; 2] = [ADDRESS_TYPE, AUTHORIZATION_TYPE];
+
+/// All resources, and how many snapshots there were before.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshot {
+    pub(crate) generation: u64,
+    types: [BTreeMap<String, Arc<Entry>>; 2],
+}
+
+/// One resource, ready to send.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    body: Body,
+    /// Hash of the content. Opaque to clients.
+    pub(crate) version: String,
+    bytes: Vec<u8>,
+}
+
+impl Snapshot {
+    /// The snapshot after this one. What did not change keeps its version.
+    pub(crate) fn next(&self, mesh: &MeshFile, enrolled: &BTreeSet<String>) -> Self {
+        let fresh = [wire::addresses(mesh, enrolled), wire::authorizations(mesh)];
+        let mut types = <[BTreeMap<String, Arc<Entry>>; 2]>::default();
+        for ((into, before), bodies) in types.iter_mut().zip(&self.types).zip(fresh) {
+            *into = bodies
+                .into_iter()
+                .map(|(name, body)| {
+                    let kept = before
+                        .get(&name)
+                        .filter(|entry| entry.body == body)
+                        .cloned();
+                    (name, kept.unwrap_or_else(|| Arc::new(Entry::new(body))))
+                })
+                .collect();
+        }
+        Self {
+            generation: self.generation + 1,
+            types,
+        }
+    }
+
+    /// All resources of a type, by name.
+    pub(crate) fn of_type(&self, kind: usize) -> &BTreeMap<String, Arc<Entry>> {
+        &self.types[kind]
+    }
+}
+
+impl Entry {
+    fn new(body: Body) -> Self {
+        let bytes = body.encode();
+        let mut hash = DefaultHasher::new();
+        bytes.hash(&mut hash);
+        Self {
+            version: format!("{:016x}", hash.finish()),
+            body,
+            bytes,
+        }
+    }
+
+    /// As it goes on the wire. Policies carry no version there, as with Istio.
+    pub(crate) fn resource(&self, kind: usize, name: &str) -> Resource {
+        let version = match &self.body {
+            Body::Address(_) => self.version.clone(),
+            Body::Authorization(_) => String::new(),
+        };
+        Resource {
+            name: name.to_owned(),
+            version,
+            resource: Some(Any {
+                type_url: TYPES[kind].to_owned(),
+                value: self.bytes.clone(),
+            }),
+            ..Resource::default()
+        }
+    }
+}
