@@ -25,21 +25,49 @@ impl Evidence {
         println!("  caller        {}", log.src_identity);
         println!("  answered by   {}", log.dst_identity);
         println!("  asked for     {}", log.dst);
-        println!("  tunnel        HBONE to {}, {} with {}", log.hbone, log.cipher, log.key_exchange);
-        let own = if self.is_pod_itself(lab) { "the pod's own address" } else { "NOT the pod's address" };
+        println!(
+            "  tunnel        HBONE to {}, {} with {}",
+            log.hbone, log.cipher, log.key_exchange
+        );
+        let own = if self.is_pod_itself(lab) {
+            "the pod's own address"
+        } else {
+            "NOT the pod's address"
+        };
         println!("  nginx saw     {} as its client: {own}", self.client);
         println!("What went over the link between the nodes:");
-        println!("  {} packets, {} bytes in all", self.seen.packets, self.seen.bytes);
-        println!("  {:>6} bytes on port {HBONE_PORT}, TLS", self.seen.on_port(HBONE_PORT));
-        println!("  {:>6} bytes on the ports of the application", self.plain_bytes());
-        println!("  {MARKER:?} in plaintext: {}", times(self.seen.marker(MARKER)));
+        println!(
+            "  {} packets, {} bytes in all",
+            self.seen.packets, self.seen.bytes
+        );
+        println!(
+            "  {:>6} bytes on port {HBONE_PORT}, TLS",
+            self.seen.on_port(HBONE_PORT)
+        );
+        println!(
+            "  {:>6} bytes on the ports of the application",
+            self.plain_bytes()
+        );
+        println!(
+            "  {MARKER:?} in plaintext: {}",
+            times(self.seen.marker(MARKER))
+        );
     }
 
     pub(crate) fn show_plain(&self) {
         println!("The same request now:");
-        println!("  {:>6} bytes on port {HBONE_PORT}, TLS", self.seen.on_port(HBONE_PORT));
-        println!("  {:>6} bytes on the ports of the application", self.plain_bytes());
-        println!("  {MARKER:?} in plaintext: {}", times(self.seen.marker(MARKER)));
+        println!(
+            "  {:>6} bytes on port {HBONE_PORT}, TLS",
+            self.seen.on_port(HBONE_PORT)
+        );
+        println!(
+            "  {:>6} bytes on the ports of the application",
+            self.plain_bytes()
+        );
+        println!(
+            "  {MARKER:?} in plaintext: {}",
+            times(self.seen.marker(MARKER))
+        );
     }
 
     pub(crate) fn is_meshed(&self, lab: &Lab, log: &AccessLog) -> bool {
@@ -53,7 +81,9 @@ impl Evidence {
     }
 
     pub(crate) fn is_plain(&self) -> bool {
-        self.answer == GREETING && self.seen.on_port(HBONE_PORT) == 0 && self.seen.marker(MARKER) > 0
+        self.answer == GREETING
+            && self.seen.on_port(HBONE_PORT) == 0
+            && self.seen.marker(MARKER) > 0
     }
 
     fn is_pod_itself(&self, lab: &Lab) -> bool {
@@ -61,7 +91,10 @@ impl Evidence {
     }
 
     fn plain_bytes(&self) -> u64 {
-        PLAIN_PORTS.iter().map(|port| self.seen.on_port(*port)).sum()
+        PLAIN_PORTS
+            .iter()
+            .map(|port| self.seen.on_port(*port))
+            .sum()
     }
 }
 
@@ -89,11 +122,19 @@ impl AccessLog {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
         loop {
             let log = lab.node("node1").log();
-            let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            let mut outbound = lines
-                .filter(|line| line["target"] == "access" && line["fields"]["direction"] == "outbound");
+            let lines = log
+                .lines()
+                .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let mut outbound = lines.filter(|line| {
+                line["target"] == "access" && line["fields"]["direction"] == "outbound"
+            });
             if let Some(line) = outbound.next() {
-                let field = |name: &str| line["fields"][name].as_str().unwrap_or("unknown").to_owned();
+                let field = |name: &str| {
+                    line["fields"][name]
+                        .as_str()
+                        .unwrap_or("unknown")
+                        .to_owned()
+                };
                 return Ok(Self {
                     src_identity: field("src_identity"),
                     dst_identity: field("dst_identity"),
@@ -104,7 +145,9 @@ impl AccessLog {
                 });
             }
             if std::time::Instant::now() > deadline {
-                return Err(LabError::new("node1 has no access log line for the request"));
+                return Err(LabError::new(
+                    "node1 has no access log line for the request",
+                ));
             }
             std::thread::sleep(std::time::Duration::from_millis(5));
         }

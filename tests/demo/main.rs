@@ -47,17 +47,30 @@ fn main() -> ExitCode {
 
 /// Whether everything was as it should be.
 fn demo(keep: bool) -> Result<bool> {
-    println!("Two Kubernetes-like nodes out of network namespaces, a pod on each, a ztunnel on each.\n");
-    let lab = step("build nodes, pods and a control plane", || Lab::from_yaml(MESH))?;
-    let nginx = step("start nginx in pod shop/web", || serve(&lab))?;
+    println!(
+        "Two Kubernetes-like nodes out of network namespaces, a pod on each, a ztunnel on each.\n"
+    );
+    let lab = step("build nodes, pods and a control plane", || {
+        Lab::from_yaml(MESH)
+    })?;
+    let nginx = step("start nginx in pod shop/web", || {
+        // As on any cluster: for pods outside the mesh something turns service addresses into pods'.
+        lab.start_service_proxies()?;
+        serve(&lab)
+    })?;
     step("start ztunnel on node1 and node2", || {
         let options = DaemonOptions::default().env("LOG_FORMAT", "json");
-        lab.nodes().iter().try_for_each(|node| node.start_daemon_with(&options))
+        lab.nodes()
+            .iter()
+            .try_for_each(|node| node.start_daemon_with(&options))
     })?;
     step("enroll both pods", || lab.enroll_all())?;
 
     let meshed = request(&lab, &nginx)?;
-    println!("\nIn pod {CLIENT}, which knows nothing of a mesh:\n  {}", command());
+    println!(
+        "\nIn pod {CLIENT}, which knows nothing of a mesh:\n  {}",
+        command()
+    );
     println!("  {}", meshed.answer.trim_end());
     let log = AccessLog::read(&lab)?;
     meshed.show_meshed(&lab, &log);
@@ -66,23 +79,31 @@ fn demo(keep: bool) -> Result<bool> {
         wait_for_enter(&lab);
     }
 
-    step("\nunenroll both pods", || {
-        lab.unenroll(&[CLIENT, SERVER])?;
-        // Somebody has to turn the service address into the pod's, which ztunnel did until now.
-        lab.start_service_proxies()
-    })?;
+    step("\nunenroll both pods", || lab.unenroll(&[CLIENT, SERVER]))?;
     let plain = request(&lab, &nginx)?;
     plain.show_plain();
 
-    let left = step("\nstop both daemons and look for anything left behind", || {
-        lab.nodes().iter().try_for_each(|node| node.stop().map(drop))?;
-        Ok(lab.expect_nothing_left())
-    })?;
+    let left = step(
+        "\nstop both daemons and look for anything left behind",
+        || {
+            lab.nodes()
+                .iter()
+                .try_for_each(|node| node.stop().map(drop))?;
+            Ok(lab.expect_nothing_left())
+        },
+    )?;
     if let Err(err) = &left {
         println!("  {err}");
     }
     let proven = meshed.is_meshed(&lab, &log) && plain.is_plain() && left.is_ok();
-    println!("\n{}", if proven { "All as it should be." } else { "NOT as it should be: see above." });
+    println!(
+        "\n{}",
+        if proven {
+            "All as it should be."
+        } else {
+            "NOT as it should be: see above."
+        }
+    );
     Ok(proven)
 }
 
@@ -114,22 +135,43 @@ fn request(lab: &Lab, nginx: &Nginx) -> Result<Evidence> {
     let tap = lab.tap("node1", "node2", &[MARKER])?;
     let before = nginx.clients().len();
     let url = format!("{URL}?{MARKER}");
-    let output =
-        lab.pod(CLIENT).run(["curl", "--silent", "--show-error", "--fail", "--max-time", "10", &url])?.success()?;
+    let output = lab
+        .pod(CLIENT)
+        .run([
+            "curl",
+            "--silent",
+            "--show-error",
+            "--fail",
+            "--max-time",
+            "10",
+            &url,
+        ])?
+        .success()?;
     let client = nginx.client(before)?;
-    Ok(Evidence { answer: output.stdout, client, seen: tap.stop()? })
+    Ok(Evidence {
+        answer: output.stdout,
+        client,
+        seen: tap.stop()?,
+    })
 }
 
 fn wait_for_enter(lab: &Lab) {
     println!("\nEverything stays up until you press Enter. From another shell:");
     for pod in lab.pods() {
         let netns = pod.namespace().path();
-        println!("  a shell in pod {:<12} nsenter --net={} bash", pod.key(), netns.display());
+        println!(
+            "  a shell in pod {:<12} nsenter --net={} bash",
+            pod.key(),
+            netns.display()
+        );
     }
     for node in lab.nodes() {
         println!("  log of {:<20} {}", node.name(), node.log_file().display());
     }
-    println!("  the mesh, to edit            {}", lab.control_plane().mesh_file().display());
+    println!(
+        "  the mesh, to edit            {}",
+        lab.control_plane().mesh_file().display()
+    );
     println!("  try: curl {URL}   (in shop/client)");
     drop(io::stdin().read_line(&mut String::new()));
 }

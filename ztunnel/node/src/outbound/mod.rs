@@ -214,3 +214,6 @@ impl Rng for Random {
         rand::random()
     }
 }
+
+#[cfg(test)]
+mod tests;

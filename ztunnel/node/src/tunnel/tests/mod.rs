@@ -1,0 +1,194 @@
+//! Client and server over real TCP, TLS and HTTP/2 on loopback, on one thread.
+
+mod pool;
+mod relayed;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
+use tokio::time::{sleep, timeout};
+use ztunnel_hbone::{Baggage, Connect, Traceparent};
+use ztunnel_mesh::addr::HboneAddr;
+use ztunnel_mesh::name::Identity;
+
+use super::*;
+use crate::task::{Shutdown, TaskGroup};
+use crate::tls::Credential;
+use crate::tls::test_ca::TestCa;
+
+const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
+const DB: &str = "spiffe://cluster.local/ns/shop/sa/db";
+const SOON: Duration = Duration::from_secs(20);
+
+/// Runs a test the way a worker runs connections: one thread, one `LocalSet`.
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        timeout(SOON, test).await.expect("the test hangs");
+    });
+}
+
+/// Waits for something that other tasks bring about.
+async fn until(mut condition: impl FnMut() -> bool) {
+    while !condition() {
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// A server at the end of tunnels.
+struct Server {
+    addr: SocketAddr,
+    /// TCP connections so far.
+    accepted: Rc<Cell<usize>>,
+    /// How tunnels ended.
+    ended: Rc<RefCell<Vec<String>>>,
+    shutdown: Shutdown,
+    tasks: TaskGroup,
+    listening: JoinHandle<()>,
+}
+
+impl Server {
+    /// Gives every request to `serve`.
+    async fn start<F: Future<Output = ()> + 'static>(
+        credential: Credential,
+        settings: TunnelSettings,
+        serve: impl Fn(Request) -> F + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (accepted, ended) = (
+            Rc::<Cell<usize>>::default(),
+            Rc::<RefCell<Vec<_>>>::default(),
+        );
+        let (shutdown, tasks, serve) = (Shutdown::default(), TaskGroup::default(), Rc::new(serve));
+        let listening = spawn_local({
+            let (accepted, ended) = (Rc::clone(&accepted), Rc::clone(&ended));
+            let (shutdown, tasks) = (shutdown.clone(), tasks.clone());
+            let (credential, settings) = (Rc::new(credential), Rc::new(settings));
+            async move {
+                loop {
+                    let (tcp, _) = listener.accept().await.unwrap();
+                    accepted.set(accepted.get() + 1);
+                    let (serve, ended) = (Rc::clone(&serve), Rc::clone(&ended));
+                    let (shutdown, streams) = (shutdown.clone(), tasks.clone());
+                    let (tls, settings) = (credential.server_config(), Rc::clone(&settings));
+                    tasks.spawn_local(async move {
+                        let end = match accept(tcp, tls, &settings).await {
+                            Ok(incoming) => {
+                                let serve = |request| streams.spawn_local(serve(request));
+                                match incoming.run(&shutdown, serve).await {
+                                    Ok(()) => "closed".to_owned(),
+                                    Err(err) => err.to_string(),
+                                }
+                            }
+                            Err(err) => format!("{}", err.reason()),
+                        };
+                        ended.borrow_mut().push(end);
+                    });
+                }
+            }
+        });
+        Self {
+            addr,
+            accepted,
+            ended,
+            shutdown,
+            tasks,
+            listening,
+        }
+    }
+
+    /// Ends it as a killed process would.
+    async fn kill(&self) {
+        self.listening.abort();
+        self.tasks.drain(Duration::ZERO).await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
+}
+
+/// A pool and whom it talks to.
+#[derive(Clone)]
+struct Client {
+    pool: Pool,
+    to: Destination,
+    /// Calls of connect so far.
+    connects: Rc<Cell<usize>>,
+    tasks: TaskGroup,
+    shutdown: Shutdown,
+}
+
+impl Client {
+    fn new(ca: &TestCa, peer: SocketAddr, expected: &str, settings: TunnelSettings) -> Self {
+        let (tasks, shutdown) = (TaskGroup::default(), Shutdown::default());
+        Self {
+            pool: Pool::new(Arc::new(settings), tasks.clone(), shutdown.clone()),
+            to: Destination {
+                peer: HboneAddr(peer),
+                credential: Arc::new(ca.credential(WEB)),
+                expected: Arc::new([expected.parse::<Identity>().unwrap()]),
+            },
+            connects: Rc::default(),
+            tasks,
+            shutdown,
+        }
+    }
+
+    async fn open(&self) -> Result<Opened, OpenError> {
+        let request = Connect {
+            authority: SocketAddr::from(([10, 0, 0, 9], 80)),
+            baggage: Baggage {
+                namespace: "shop",
+                ..Baggage::default()
+            },
+            from: SocketAddr::from(([10, 0, 0, 1], 4000)),
+            service: Some("db.shop.svc"),
+            trace: Traceparent::new(1, 2),
+        };
+        let peer = self.to.peer.0;
+        let connect = || {
+            self.connects.set(self.connects.get() + 1);
+            async move { TcpStream::connect(peer).await }
+        };
+        self.pool.open(&self.to, &request, connect).await
+    }
+
+    /// So many at once.
+    async fn open_all(&self, count: usize) -> Vec<Result<Opened, OpenError>> {
+        let opening: Vec<_> = (0..count)
+            .map(|_| {
+                let client = self.clone();
+                spawn_local(async move { client.open().await })
+            })
+            .collect();
+        let mut opened = Vec::new();
+        for one in opening {
+            opened.push(one.await.unwrap());
+        }
+        opened
+    }
+}
+
+fn open(request: Request) -> Stream {
+    request.open(&Baggage::default()).unwrap()
+}
+
+fn broken_pipe(err: &io::Error) -> bool {
+    matches!(
+        err.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::TimedOut
+    )
+}
