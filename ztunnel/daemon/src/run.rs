@@ -107,6 +107,7 @@ async fn run(config: Config) -> Result<(), StartError> {
         &config.paths.state_dir,
         workers,
         config.drain_deadline,
+        config.liveness,
         tasks.clone(),
     )
     .await?;

@@ -12,6 +12,7 @@ use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 use ztunnel_mesh::name::{PodName, PodUid};
 use ztunnel_sys::netns::{NetNs, NetnsThread};
+use ztunnel_sys::socket::Liveness;
 
 use super::EnrollError;
 use super::kernel::{Captured, Kernel};
@@ -84,6 +85,7 @@ struct Inner {
     host_cookie: u64,
     /// How long connections of a pod may go on after it was unenrolled.
     drain: Duration,
+    liveness: Liveness,
     tasks: TaskGroup,
 }
 
@@ -97,6 +99,7 @@ impl Enroller {
         records: &Path,
         workers: Workers,
         drain: Duration,
+        liveness: Liveness,
         tasks: TaskGroup,
     ) -> Result<Self, EnrollError> {
         let records = Records::open(records).map_err(EnrollError::Record)?;
@@ -106,12 +109,13 @@ impl Enroller {
         })?;
         let sockets = NetnsThread::start().map_err(EnrollError::Listen)?;
         let enroller = Self(Arc::new(Inner {
-            kernel: Arc::new(Kernel::new(node, records, workers.count())),
+            kernel: Arc::new(Kernel::new(node, records, workers.count(), liveness)),
             pods: Mutex::default(),
             workers,
             sockets,
             host_cookie: host.cookie(),
             drain,
+            liveness,
             tasks,
         }));
         enroller.take_over().await?;
@@ -275,7 +279,7 @@ impl Enroller {
             addresses,
             record,
         } = blocking(move || kernel.capture(&inside, record)).await?;
-        let net = PodNet::new(Arc::clone(&netns), self.0.sockets.clone());
+        let net = PodNet::new(Arc::clone(&netns), self.0.sockets.clone(), self.0.liveness);
         let start = PodStart {
             uid: record.uid(),
             pod: record.pod(),
