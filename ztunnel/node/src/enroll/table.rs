@@ -20,6 +20,7 @@ use super::record::{Phase, Record, Records, is_valid_uid};
 use crate::capture::{NodeCapture, PodCapture};
 use crate::pod::{PodStart, Workers};
 use crate::task::{PodNet, TaskGroup};
+use crate::telemetry::chain;
 
 /// A pod to enroll.
 #[derive(Clone, Debug)]
@@ -431,16 +432,4 @@ async fn blocking<T: Send + 'static>(
     spawn_blocking(job)
         .await
         .unwrap_or(Err(EnrollError::Stopping))
-}
-
-/// An error with its causes, for people.
-pub(super) fn chain(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut source = err.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
