@@ -11,9 +11,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use super::Namespace;
-use super::ip_command::ip_batch;
+use super::ip_command::{ip_batch, ip_output};
 use crate::error::{LabError, Result};
 use crate::mesh_file::Workload;
 
@@ -53,6 +54,9 @@ const NO_IPV6: &[(&str, &str)] = &[
     ("net/ipv6/conf/all/disable_ipv6", "1"),
     ("net/ipv6/conf/default/disable_ipv6", "1"),
 ];
+
+/// How long a link may take to come up.
+const UP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The nodes and the outside.
 pub(crate) struct Topology {
@@ -123,18 +127,17 @@ impl Topology {
                 if pod.node == number {
                     pod.node_side()
                 } else {
-                    pod.routes("add", |family| {
-                        address_on_link(number, pod.node, pod.node, family)
-                    })
+                    pod.routes("add", |family| way_from_node(number, pod.node, family))
                 }
             });
             batches.push((node, lines.collect()));
         }
         let lines = pods
             .iter()
-            .map(|pod| pod.routes("add", |family| address_to_outside(pod.node, false, family)));
+            .map(|pod| pod.routes("add", |family| way_from_outside(pod.node, family)));
         batches.push((&self.outside, lines.collect()));
         in_parallel(&batches)?;
+        wait_until_up(pods.iter().map(|pod| &pod.ns).chain(&self.nodes))?;
         Ok(pods)
     }
 
@@ -146,13 +149,11 @@ impl Topology {
             let lines = if number == pod.node {
                 format!("link del {}\n", pod.link)
             } else {
-                pod.routes("del", |family| {
-                    address_on_link(number, pod.node, pod.node, family)
-                })
+                pod.routes("del", |family| way_from_node(number, pod.node, family))
             };
             batches.push((node, lines));
         }
-        let lines = pod.routes("del", |family| address_to_outside(pod.node, false, family));
+        let lines = pod.routes("del", |family| way_from_outside(pod.node, family));
         batches.push((&self.outside, lines));
         in_parallel(&batches)
     }
@@ -203,13 +204,12 @@ impl Topology {
                 lines += "link set to-outside up\n";
                 outside += &format!("link set {} up\n", to(node));
                 lines += &format!("route add default via {far} src {own}\n");
-                outside += &format!("route add {own} via {near}\n");
+                outside += &format!("route add {own} {}\n", way_from_outside(number, family));
                 for (other_number, other) in self.nodes.iter().enumerate() {
                     if other_number == number {
                         continue;
                     }
                     let near = address_on_link(number, other_number, number, family);
-                    let far = address_on_link(number, other_number, other_number, family);
                     let theirs = node_address(other_number, family);
                     lines += &format!(
                         "addr add {near}/{length} dev {}{}\n",
@@ -217,13 +217,17 @@ impl Topology {
                         family.nodad()
                     );
                     lines += &format!("link set {} up\n", to(other));
-                    lines += &format!("route add {theirs} via {far} src {own}\n");
+                    lines += &format!(
+                        "route add {theirs} {}\n",
+                        way_from_node(number, other_number, family)
+                    );
                 }
             }
             batches.push((node, lines));
         }
         batches.push((&self.outside, outside));
-        in_parallel(&batches)
+        in_parallel(&batches)?;
+        wait_until_up([&self.outside].into_iter())
     }
 }
 
@@ -264,11 +268,11 @@ impl PodNet {
         lines
     }
 
-    /// Routes to it elsewhere, each by the gateway of its family.
-    fn routes(&self, verb: &str, via: impl Fn(Family) -> String) -> String {
+    /// Routes to it elsewhere, each by the way of its family.
+    fn routes(&self, verb: &str, way: impl Fn(Family) -> String) -> String {
         let route = |address: &IpAddr| {
             let family = Family::of(address);
-            format!("route {verb} {address} via {}\n", via(family))
+            format!("route {verb} {address} {}\n", way(family))
         };
         self.addresses.iter().map(route).collect()
     }
@@ -336,6 +340,21 @@ fn address_to_outside(node: usize, outside: bool, family: Family) -> String {
     }
 }
 
+/// How a node reaches what is on another, and by which own address.
+fn way_from_node(node: usize, other: usize, family: Family) -> String {
+    let gateway = address_on_link(node, other, other, family);
+    format!("via {gateway} src {}", node_address(node, family))
+}
+
+/// How the outside reaches what is on a node, and by which own address.
+fn way_from_outside(node: usize, family: Family) -> String {
+    let own = match family {
+        Family::V4 => OUTSIDE_HOST_V4,
+        Family::V6 => OUTSIDE_HOST_V6,
+    };
+    format!("via {} src {own}", address_to_outside(node, false, family))
+}
+
 fn veth(a: (&Namespace, &str), b: (&Namespace, &str)) -> String {
     format!(
         "link add name {} netns {} type veth peer name {} netns {}\n",
@@ -379,15 +398,43 @@ fn make_namespaces<'a>(
 }
 
 fn in_parallel(batches: &[(&Namespace, String)]) -> Result<()> {
+    let batches = batches
+        .iter()
+        .map(|(ns, lines)| move || ip_batch(ns, lines));
+    all_of(batches)
+}
+
+/// Waits until every link carries packets. The kernel switches a link on some time after it was told to, and drops
+/// what is sent before: a first SYN would be lost, and a second gone until it is sent again.
+fn wait_until_up<'a>(namespaces: impl Iterator<Item = &'a Arc<Namespace>>) -> Result<()> {
+    all_of(namespaces.map(|ns| move || links_up(ns)))
+}
+
+fn links_up(ns: &Namespace) -> Result<()> {
+    let deadline = Instant::now() + UP_TIMEOUT;
+    loop {
+        let links = ip_output(ns, &["-oneline", "link", "show", "up"])?;
+        let not_yet = |link: &&str| link.contains(" noop ") || link.contains("NO-CARRIER");
+        let Some(link) = links.lines().find(not_yet) else {
+            return Ok(());
+        };
+        if Instant::now() > deadline {
+            return Err(LabError::new(format!(
+                "a link in {} does not come up: {link}",
+                ns.name()
+            )));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn all_of(jobs: impl Iterator<Item = impl FnOnce() -> Result<()> + Send>) -> Result<()> {
     thread::scope(|scope| {
-        let running: Vec<_> = batches
-            .iter()
-            .map(|(ns, lines)| scope.spawn(move || ip_batch(ns, lines)))
-            .collect();
+        let running: Vec<_> = jobs.map(|job| scope.spawn(job)).collect();
         running.into_iter().try_for_each(|thread| {
             thread
                 .join()
-                .map_err(|_| LabError::new("running ip panicked"))?
+                .map_err(|_| LabError::new("setting up the network panicked"))?
         })
     })
 }

@@ -18,9 +18,10 @@ use tracing::error;
 use ztunnel_abi::connect::{MAX_INTERFACES, PodEntry, STATE_CAPTURE, STATE_REFUSE};
 use ztunnel_abi::lookup::FLAG_BYPASS_INBOUND;
 use ztunnel_abi::{CAPTURE_MARK, DELIVERY_MARK};
-use ztunnel_sys::interface::{Interface, LO, interfaces};
+use ztunnel_sys::interface::{Interface, LO, interfaces, is_link_local};
 use ztunnel_sys::netns::NetNs;
 use ztunnel_sys::policy_routing::{self, Marks};
+use ztunnel_sys::socket::Liveness;
 use ztunnel_sys::sysctl;
 
 use super::EnrollError;
@@ -47,6 +48,7 @@ pub(super) struct Kernel {
     directory: PathBuf,
     records: Records,
     workers: usize,
+    liveness: Liveness,
 }
 
 /// A pod whose capture is in place.
@@ -58,13 +60,19 @@ pub(super) struct Captured {
 }
 
 impl Kernel {
-    pub(super) fn new(node: NodeCapture, records: Records, workers: usize) -> Self {
+    pub(super) fn new(
+        node: NodeCapture,
+        records: Records,
+        workers: usize,
+        liveness: Liveness,
+    ) -> Self {
         let directory = node.directory();
         Self {
             node: Mutex::new(Some(node)),
             directory,
             records,
             workers,
+            liveness,
         }
     }
 
@@ -99,7 +107,7 @@ impl Kernel {
                 source,
             })?;
         let addresses = own_addresses(&interfaces);
-        if addresses.is_empty() {
+        if addresses.iter().all(|ip| is_link_local(*ip)) {
             return Err(EnrollError::NoAddress {
                 path: netns.path().to_owned(),
             });
@@ -109,7 +117,8 @@ impl Kernel {
         }
         self.records.put(&record).map_err(EnrollError::Record)?;
 
-        let listeners = open_listeners(netns, self.workers).map_err(EnrollError::Listen)?;
+        let listeners =
+            open_listeners(netns, self.workers, self.liveness).map_err(EnrollError::Listen)?;
         let mut capture = PodCapture::open(&self.directory, netns)?;
         capture.set_settings(&settings(&addresses, self.workers, 0))?;
         capture.set_listeners(&listeners)?;
