@@ -7,16 +7,15 @@
 //! Absent for now: judging live connections again when policy changes, the PROXY protocol.
 
 mod error;
+mod handshakes;
 mod hbone;
 mod plaintext;
 
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::debug;
 use ztunnel_mesh::addr::{AppAddr, ClientAddr};
@@ -28,12 +27,7 @@ use crate::relay::ResetOnDrop;
 use crate::task::{Shutdown, TaskGroup};
 use crate::tunnel::TunnelSettings;
 use error::InboundError;
-
-/// Handshakes of one pod and thread that run at once. A handshake costs a fraction of a millisecond of this thread, so
-/// more would only make all of them slower.
-const HANDSHAKES: usize = 64;
-/// How many connections may wait for their handshake to begin.
-const WAITING: usize = 1024;
+use handshakes::Handshakes;
 
 /// The incoming side of one pod on one worker thread.
 pub struct Inbound(Rc<Inner>);
@@ -43,8 +37,7 @@ struct Inner {
     settings: Arc<TunnelSettings>,
     tasks: TaskGroup,
     shutdown: Shutdown,
-    handshakes: Semaphore,
-    waiting: Cell<usize>,
+    handshakes: Handshakes,
 }
 
 impl Inbound {
@@ -62,8 +55,7 @@ impl Inbound {
             settings,
             tasks,
             shutdown,
-            handshakes: Semaphore::new(HANDSHAKES),
-            waiting: Cell::new(0),
+            handshakes: Handshakes::default(),
         }))
     }
 
