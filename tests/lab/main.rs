@@ -1,8 +1,14 @@
 //! The lab's own tests, without a daemon. They need root, `iproute2`, `setpriv`, `curl` and `nginx`.
 
+#[cfg(test)]
 mod applications;
+#[cfg(test)]
 mod cleanup;
+#[cfg(test)]
 mod control_plane;
+#[cfg(test)]
+mod hbone;
+#[cfg(test)]
 mod network;
 
 /// Two pods on different nodes, one more on the first, and a service.

@@ -287,8 +287,10 @@ impl Lab {
         for node in &self.nodes {
             for service in &mesh.services {
                 for &address in &service.addresses {
-                    node.run(["ip", "addr", "replace", &address.to_string(), "dev", "lo"])?
-                        .success()?;
+                    let address_text = address.to_string();
+                    let mut add = vec!["ip", "addr", "replace", &address_text, "dev", "lo"];
+                    add.extend(address.is_ipv6().then_some("nodad"));
+                    node.run(add)?.success()?;
                     for (&port, &target) in &service.ports {
                         let same_family = |workload: &&Workload| {
                             workload

@@ -32,6 +32,7 @@ mod daemon;
 mod dir;
 mod error;
 mod fingerprint;
+pub mod hbone;
 mod lab;
 mod mesh_file;
 mod net;
@@ -42,7 +43,6 @@ mod pod;
 mod process;
 mod sync;
 mod tap;
-// pub mod hbone;
 pub mod tester;
 
 pub use control_plane::{

@@ -192,6 +192,7 @@ impl Program {
         let child = ns
             .on_keeper(move || command.spawn())?
             .doing(|| format!("start `{shown}` in {} (is setpriv installed?)", ns.name()))?;
+        wait_until_bound(child.id());
         Ok((child, shown))
     }
 }
@@ -371,6 +372,21 @@ impl Drop for Group {
         if matches!(self.child.try_wait(), Ok(None)) {
             self.end();
         }
+    }
+}
+
+/// Waits until `setpriv` has arranged the death signal and become the program: only from then on is it sure that the
+/// program does not outlive the lab.
+fn wait_until_bound(pid: u32) {
+    let still_setpriv = || {
+        let exe = std::fs::read_link(format!("/proc/{pid}/exe"));
+        exe.is_ok_and(|exe| exe.file_name() == Some(OsStr::new("setpriv")))
+    };
+    for _ in 0..10_000 {
+        if !still_setpriv() {
+            return;
+        }
+        thread::sleep(Duration::from_micros(100));
     }
 }
 

@@ -107,6 +107,7 @@ impl ControlPlane {
     /// # Errors
     /// When the result contradicts itself (nothing changes then), or the file cannot be written.
     pub fn update(&self, change: impl FnOnce(&mut MeshFile)) -> Result<()> {
+        let _edit = lock(&self.shared.edits);
         let mut mesh = self.mesh();
         change(&mut mesh);
         mesh.check()?;

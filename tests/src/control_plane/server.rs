@@ -109,6 +109,7 @@ async fn watch_file(shared: &Shared, file: PathBuf) {
 }
 
 fn take_over(shared: &Shared, file: &std::path::Path) {
+    let _edit = lock(&shared.edits);
     let read = MeshFile::read(file);
     let current = lock(&shared.mesh).file.clone();
     let checked = read.and_then(|mesh| {

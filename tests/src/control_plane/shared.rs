@@ -25,6 +25,8 @@ const ANSWERS: usize = 10_000;
 
 /// What the services, the file watcher and the handle share.
 pub(crate) struct Shared {
+    /// Held by whoever changes the mesh and its file, so that the two agree whenever it is free.
+    pub(crate) edits: Mutex<()>,
     pub(crate) mesh: Mutex<MeshState>,
     pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
     pub(crate) tokens: Mutex<BTreeMap<String, String>>,
@@ -66,6 +68,7 @@ impl Shared {
         let hosts = dir.join("hosts");
         fs::write(&hosts, hosts_table(&mesh)).doing(|| format!("write {}", hosts.display()))?;
         Ok(Self {
+            edits: Mutex::new(()),
             mesh: Mutex::new(MeshState {
                 file: mesh,
                 enrolled,

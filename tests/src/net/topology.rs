@@ -11,9 +11,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use super::Namespace;
-use super::ip_command::ip_batch;
+use super::ip_command::{ip_batch, ip_output};
 use crate::error::{LabError, Result};
 use crate::mesh_file::Workload;
 
@@ -53,6 +54,9 @@ const NO_IPV6: &[(&str, &str)] = &[
     ("net/ipv6/conf/all/disable_ipv6", "1"),
     ("net/ipv6/conf/default/disable_ipv6", "1"),
 ];
+
+/// How long a link may take to come up.
+const UP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The nodes and the outside.
 pub(crate) struct Topology {
@@ -135,6 +139,7 @@ impl Topology {
             .map(|pod| pod.routes("add", |family| address_to_outside(pod.node, false, family)));
         batches.push((&self.outside, lines.collect()));
         in_parallel(&batches)?;
+        wait_until_up(pods.iter().map(|pod| &pod.ns).chain(&self.nodes))?;
         Ok(pods)
     }
 
@@ -223,7 +228,8 @@ impl Topology {
             batches.push((node, lines));
         }
         batches.push((&self.outside, outside));
-        in_parallel(&batches)
+        in_parallel(&batches)?;
+        wait_until_up([&self.outside].into_iter())
     }
 }
 
@@ -379,15 +385,43 @@ fn make_namespaces<'a>(
 }
 
 fn in_parallel(batches: &[(&Namespace, String)]) -> Result<()> {
+    let batches = batches
+        .iter()
+        .map(|(ns, lines)| move || ip_batch(ns, lines));
+    all_of(batches)
+}
+
+/// Waits until every link carries packets. The kernel switches a link on some time after it was told to, and drops
+/// what is sent before: a first SYN would be lost, and a second gone until it is sent again.
+fn wait_until_up<'a>(namespaces: impl Iterator<Item = &'a Arc<Namespace>>) -> Result<()> {
+    all_of(namespaces.map(|ns| move || links_up(ns)))
+}
+
+fn links_up(ns: &Namespace) -> Result<()> {
+    let deadline = Instant::now() + UP_TIMEOUT;
+    loop {
+        let links = ip_output(ns, &["-oneline", "link", "show", "up"])?;
+        let not_yet = |link: &&str| link.contains(" noop ") || link.contains("NO-CARRIER");
+        let Some(link) = links.lines().find(not_yet) else {
+            return Ok(());
+        };
+        if Instant::now() > deadline {
+            return Err(LabError::new(format!(
+                "a link in {} does not come up: {link}",
+                ns.name()
+            )));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn all_of(jobs: impl Iterator<Item = impl FnOnce() -> Result<()> + Send>) -> Result<()> {
     thread::scope(|scope| {
-        let running: Vec<_> = batches
-            .iter()
-            .map(|(ns, lines)| scope.spawn(move || ip_batch(ns, lines)))
-            .collect();
+        let running: Vec<_> = jobs.map(|job| scope.spawn(job)).collect();
         running.into_iter().try_for_each(|thread| {
             thread
                 .join()
-                .map_err(|_| LabError::new("running ip panicked"))?
+                .map_err(|_| LabError::new("setting up the network panicked"))?
         })
     })
 }

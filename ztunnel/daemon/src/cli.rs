@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use ztunnel_node::enroll::{Outcome, PodState, PodStatus, Request, call};
+use ztunnel_node::telemetry::chain;
 
 use crate::{config, run};
 
@@ -202,16 +203,4 @@ fn print(text: &str) {
 pub(crate) fn fail(err: &dyn std::fmt::Display) -> ExitCode {
     drop(writeln!(std::io::stderr(), "ztunnel: {err}"));
     ExitCode::FAILURE
-}
-
-/// An error with its causes.
-pub(crate) fn chain(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut source = err.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

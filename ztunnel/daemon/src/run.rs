@@ -15,9 +15,10 @@ use ztunnel_node::identity::{CaConfig, Identities};
 use ztunnel_node::pod::{NodeContext, Workers};
 use ztunnel_node::state::mesh_channel;
 use ztunnel_node::task::{Shutdown, TaskGroup};
+use ztunnel_node::telemetry::chain;
 use ztunnel_sys::cgroup::{self, OwnCgroup};
 
-use crate::cli::{chain, fail};
+use crate::cli::fail;
 use crate::config::{Config, Log, LogFormat};
 
 /// How long tasks that have been told to end may take.
@@ -110,6 +111,7 @@ async fn run(config: Config) -> Result<(), StartError> {
         &config.paths.state_dir,
         workers,
         config.drain_deadline,
+        config.liveness,
         tasks.clone(),
     )
     .await?;

@@ -53,6 +53,15 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
     Ok(by_index.into_values().collect())
 }
 
+/// Whether an address is good for its link only.
+#[must_use]
+pub const fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
 /// `IFA_LOCAL` where there is one: on a point-to-point link `IFA_ADDRESS` is the peer's.
 fn own_address(message: &AddressMessage) -> Option<IpAddr> {
     let local = message

@@ -24,7 +24,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
-use crate::interface::{Interface, LO};
+use crate::interface::{Interface, LO, is_link_local};
 use crate::netlink::Netlink;
 use crate::socket::Family;
 
@@ -245,13 +245,6 @@ fn wanted_routes(
         .filter(real)
         .filter_map(move |interface| source(interface).map(|ip| (interface.index, Some(ip))));
     std::iter::once((LO, first)).chain(others)
-}
-
-fn is_link_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    }
 }
 
 fn address_family(family: Family) -> AddressFamily {

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use nix::sys::socket::{
     AddressFamily, SetSockOpt, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, setsockopt,
@@ -27,17 +28,57 @@ impl Family {
     }
 }
 
+/// TCP keepalive: how soon a connection without traffic is asked whether the other side is still there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Idle time before the first probe. The kernel counts whole seconds.
+    pub time: Duration,
+    pub interval: Duration,
+    pub retries: u32,
+}
+
+/// How connections notice that the other side is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Liveness {
+    pub keepalive: Option<Keepalive>,
+    /// How long sent bytes may stay unacknowledged; the kernel's own limit otherwise.
+    pub user_timeout: Option<Duration>,
+}
+
 /// Opens a non-blocking TCP socket in the namespace of the calling thread.
 ///
 /// # Errors
 /// When the kernel refuses (no such family in this namespace, out of descriptors).
-pub fn tcp(family: Family) -> io::Result<OwnedFd> {
+pub fn tcp(family: Family, liveness: Liveness) -> io::Result<OwnedFd> {
     let domain = match family {
         Family::V4 => AddressFamily::Inet,
         Family::V6 => AddressFamily::Inet6,
     };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    Ok(socket(domain, SockType::Stream, flags, SockProtocol::Tcp)?)
+    let fd = socket(domain, SockType::Stream, flags, SockProtocol::Tcp)?;
+    setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
+    set_liveness(fd.as_fd(), liveness)?;
+    Ok(fd)
+}
+
+fn set_liveness(fd: BorrowedFd<'_>, liveness: Liveness) -> io::Result<()> {
+    let seconds = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
+    if let Some(Keepalive {
+        time,
+        interval,
+        retries,
+    }) = liveness.keepalive
+    {
+        setsockopt(&fd, sockopt::KeepAlive, &true)?;
+        setsockopt(&fd, sockopt::TcpKeepIdle, &seconds(time))?;
+        setsockopt(&fd, sockopt::TcpKeepInterval, &seconds(interval))?;
+        setsockopt(&fd, sockopt::TcpKeepCount, &retries)?;
+    }
+    if let Some(timeout) = liveness.user_timeout {
+        let milliseconds = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+        setsockopt(&fd, sockopt::TcpUserTimeout, &milliseconds)?;
+    }
+    Ok(())
 }
 
 /// Lets a socket use addresses that are not the host's: it may bind to them, and as a listener it answers
@@ -151,12 +192,13 @@ pub fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
-/// Listens on any port of any address of the family: which connections arrive is decided by `sk_lookup`.
+/// Listens on any port of any address of the family: which connections arrive is decided by `sk_lookup`. Accepted
+/// sockets inherit the options, which saves system calls for each.
 ///
 /// # Errors
 /// When the kernel refuses; for `Family::V6` also when the namespace has no IPv6.
-pub fn listen_any(family: Family, backlog: i32) -> io::Result<OwnedFd> {
-    let fd = tcp(family)?;
+pub fn listen_any(family: Family, backlog: i32, liveness: Liveness) -> io::Result<OwnedFd> {
+    let fd = tcp(family, liveness)?;
     let any = match family {
         Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         Family::V6 => {
@@ -165,9 +207,6 @@ pub fn listen_any(family: Family, backlog: i32) -> io::Result<OwnedFd> {
         }
     };
     set_transparent(fd.as_fd(), family)?;
-    // Inherited by every accepted socket, which saves a system call for each.
-    setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
-    setsockopt(&fd, sockopt::KeepAlive, &true)?;
     bind(
         fd.as_raw_fd(),
         &SockaddrStorage::from(SocketAddr::new(any, 0)),

@@ -28,6 +28,7 @@ use std::time::Duration;
 use ztunnel_node::control_plane::Endpoint;
 use ztunnel_node::tls;
 use ztunnel_node::tunnel::TunnelSettings;
+use ztunnel_sys::socket::Liveness;
 
 use endpoint::Credentials;
 use node::Node;
@@ -35,7 +36,6 @@ use process::LocalPaths;
 pub(crate) use process::{Log, LogFormat};
 pub(crate) use settings::reference;
 use source::{ConfigError, Disk, Files, Reader};
-use tunnel::Keepalive;
 
 /// All that the daemon was told. Every value in it is usable as it is.
 #[derive(Clone, Debug)]
@@ -50,24 +50,8 @@ pub(crate) struct Config {
     pub(crate) node: Node,
     pub(crate) tls: tls::Options,
     pub(crate) tunnel: TunnelSettings,
-    /// TCP keepalive, unless it is turned off.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "sockets follow the kernel's settings so far")
-    )]
-    pub(crate) keepalive: Option<Keepalive>,
-    /// `TCP_USER_TIMEOUT`, where it is turned on.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "sockets follow the kernel's settings so far")
-    )]
-    pub(crate) user_timeout: Option<Duration>,
-    /// Whether to bind and to resolve IPv6 addresses.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "capture follows the addresses of each pod so far")
-    )]
-    pub(crate) ipv6: bool,
+    /// TCP keepalive and user timeout, each where it is turned on.
+    pub(crate) liveness: Liveness,
     /// Threads that carry traffic.
     pub(crate) worker_threads: NonZeroUsize,
     /// How long connections may go on after the daemon was told to stop.
@@ -112,12 +96,10 @@ impl Config {
         });
         let tunnel = tunnel::read(reader);
         let tcp = tunnel::tcp(reader);
-        let ipv6 = reader.value(&settings::IPV6_ENABLED, value::boolean);
         let worker_threads = process::worker_threads(reader, proxy.concurrency, cpus);
         let drain_deadline = process::drain_deadline(reader);
         let log = process::log(reader);
         let paths = process::paths(reader);
-        let (keepalive, user_timeout) = tcp?;
         Some(Self {
             xds: xds?,
             ca: ca?,
@@ -125,9 +107,7 @@ impl Config {
             node: node?,
             tls: tls?,
             tunnel: tunnel?,
-            keepalive,
-            user_timeout,
-            ipv6: ipv6?,
+            liveness: tcp?,
             worker_threads: worker_threads?,
             drain_deadline: drain_deadline?,
             log: log?,

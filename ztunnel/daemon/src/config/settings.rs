@@ -143,8 +143,6 @@ settings! {
         "probes, 1 to 127", "unanswered keepalive probes that end a connection";
     USER_TIMEOUT_ENABLED = Value("false"),
         "true or false", "TCP_USER_TIMEOUT of time + retries × interval";
-    IPV6_ENABLED = Value("true"),
-        "true or false", "whether IPv6 is used";
 }
 "Known, with one value that can be honored" {
     PROXY_MODE = Value("shared"),
@@ -184,6 +182,10 @@ const IGNORED: &[(&str, &str)] = &[
     (
         "SERVICE_ACCOUNT, TRUST_DOMAIN",
         "the daemon has no identity of its own yet",
+    ),
+    (
+        "IPV6_ENABLED",
+        "capture follows the address families of each pod",
     ),
     ("CLUSTER_DOMAIN", "there is no DNS proxy yet"),
     ("LOCALHOST_APP_TUNNEL", "there are no waypoints yet"),

@@ -10,9 +10,9 @@ use ztunnel_node::control_plane::{RootSource, TokenSource};
 
 use super::settings::{MESH_FILE, reference};
 use super::source::{ConfigError, Files};
-use super::tunnel::Keepalive;
 use super::value::{self, Threads};
 use super::{Config, LogFormat};
+use ztunnel_sys::socket::Keepalive;
 
 const ROOT: &str = "./var/run/secrets/istio/root-cert.pem";
 const TOKEN: &str = "./var/run/secrets/tokens/istio-token";
@@ -97,9 +97,8 @@ fn a_node_name_is_enough() {
         interval: 180 * SECOND,
         retries: 9,
     };
-    assert_eq!(config.keepalive, Some(keepalive));
-    assert_eq!(config.user_timeout, None);
-    assert!(config.ipv6);
+    assert_eq!(config.liveness.keepalive, Some(keepalive));
+    assert_eq!(config.liveness.user_timeout, None);
     assert!(!config.xds.tls12);
     assert!(!config.tls.only_post_quantum);
     assert_eq!(config.drain_deadline, 5 * SECOND);
@@ -247,8 +246,8 @@ fn a_wrong_value_is_named_with_what_is_accepted() {
             "ISTIO_METAJSON_LABELS=\"{\": EOF",
         ),
         (
-            "IPV6_ENABLED=yes",
-            "IPV6_ENABLED=\"yes\": neither true nor false; accepted: true or false",
+            "KEEPALIVE_ENABLED=yes",
+            "KEEPALIVE_ENABLED=\"yes\": neither true nor false; accepted: true or false",
         ),
         ("TLS12_ENABLED=1", "neither true nor false"),
         (
@@ -455,8 +454,8 @@ fn keepalive_and_user_timeout_are_turned_on_and_off() {
         "KEEPALIVE_INTERVAL=5s",
         "KEEPALIVE_RETRIES=2",
     ]);
-    assert_eq!(config.keepalive, None);
-    assert_eq!(config.user_timeout, Some(20 * SECOND));
+    assert_eq!(config.liveness.keepalive, None);
+    assert_eq!(config.liveness.user_timeout, Some(20 * SECOND));
 }
 
 #[test]

@@ -4,18 +4,11 @@ use std::time::Duration;
 
 use ztunnel_node::tls;
 use ztunnel_node::tunnel::TunnelSettings;
+use ztunnel_sys::socket::{Keepalive, Liveness};
 
 use super::settings;
 use super::source::Reader;
 use super::value;
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Keepalive {
-    /// Idle time before the first probe.
-    pub(crate) time: Duration,
-    pub(crate) interval: Duration,
-    pub(crate) retries: u32,
-}
 
 pub(super) fn tls(reader: &mut Reader<'_>) -> Option<tls::Options> {
     let only_post_quantum = reader.optional(&settings::COMPLIANCE_POLICY, |text| match text {
@@ -54,7 +47,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Option<TunnelSettings> {
 }
 
 /// Keepalive and the user timeout, each if it is turned on.
-pub(super) fn tcp(reader: &mut Reader<'_>) -> Option<(Option<Keepalive>, Option<Duration>)> {
+pub(super) fn tcp(reader: &mut Reader<'_>) -> Option<Liveness> {
     // The kernel's bounds: MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL, MAX_TCP_KEEPCNT.
     let seconds =
         |text: &str| value::duration_in(text, Duration::from_secs(1), Duration::from_secs(32_767));
@@ -71,8 +64,8 @@ pub(super) fn tcp(reader: &mut Reader<'_>) -> Option<(Option<Keepalive>, Option<
         retries: retries?,
     };
     let timeout = keepalive.time + keepalive.interval * keepalive.retries;
-    Some((
-        enabled?.then_some(keepalive),
-        user_timeout?.then_some(timeout),
-    ))
+    Some(Liveness {
+        keepalive: enabled?.then_some(keepalive),
+        user_timeout: user_timeout?.then_some(timeout),
+    })
 }

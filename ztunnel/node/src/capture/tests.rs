@@ -17,7 +17,7 @@ use ztunnel_sys::cgroup::{self, OwnCgroup};
 use ztunnel_sys::interface::interfaces;
 use ztunnel_sys::netns::NetNs;
 use ztunnel_sys::policy_routing::{self, Marks};
-use ztunnel_sys::socket::{Family, listen_any};
+use ztunnel_sys::socket::{Family, Liveness, listen_any};
 
 use super::*;
 
@@ -100,7 +100,7 @@ fn connects_of_an_enrolled_namespace_arrive_at_the_outbound_listener() {
             .iter()
             .flat_map(|one| one.addresses.clone())
             .collect();
-        let listen = || listen_any(Family::V6, 16).unwrap();
+        let listen = || listen_any(Family::V6, 16, Liveness::default()).unwrap();
         let listeners = [ListenerSet {
             outbound: listen(),
             inbound: listen(),

@@ -17,9 +17,10 @@ use tracing::{error, warn};
 use ztunnel_abi::connect::{MAX_INTERFACES, PodEntry, STATE_CAPTURE, STATE_REFUSE};
 use ztunnel_abi::lookup::FLAG_BYPASS_INBOUND;
 use ztunnel_abi::{CAPTURE_MARK, DELIVERY_MARK};
-use ztunnel_sys::interface::{Interface, LO, interfaces};
+use ztunnel_sys::interface::{Interface, LO, interfaces, is_link_local};
 use ztunnel_sys::netns::NetNs;
 use ztunnel_sys::policy_routing::{self, Marks};
+use ztunnel_sys::socket::Liveness;
 use ztunnel_sys::sysctl;
 
 use super::EnrollError;
@@ -46,6 +47,7 @@ pub(super) struct Kernel {
     captures: PodCaptures,
     records: Records,
     workers: usize,
+    liveness: Liveness,
 }
 
 /// A pod whose capture is in place.
@@ -57,13 +59,19 @@ pub(super) struct Captured {
 }
 
 impl Kernel {
-    pub(super) fn new(node: NodeCapture, records: Records, workers: usize) -> Self {
+    pub(super) fn new(
+        node: NodeCapture,
+        records: Records,
+        workers: usize,
+        liveness: Liveness,
+    ) -> Self {
         let captures = node.pods();
         Self {
             node: Mutex::new(Some(node)),
             captures,
             records,
             workers,
+            liveness,
         }
     }
 
@@ -121,7 +129,8 @@ impl Kernel {
         }
         self.records.put(record).map_err(EnrollError::Record)?;
 
-        let listeners = open_listeners(netns, self.workers).map_err(EnrollError::Listen)?;
+        let listeners =
+            open_listeners(netns, self.workers, self.liveness).map_err(EnrollError::Listen)?;
         let mut capture = self.captures.open(netns)?;
         capture.set_settings(&settings(&addresses, self.workers, 0))?;
         capture.set_listeners(&listeners)?;
@@ -301,14 +310,6 @@ fn own_addresses(interfaces: &[Interface]) -> Vec<IpAddr> {
     let real = interfaces.iter().filter(|interface| interface.index != LO);
     real.flat_map(|interface| interface.addresses.iter().copied())
         .collect()
-}
-
-/// Interfaces give themselves such addresses before the pod has any.
-fn is_link_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    }
 }
 
 fn unreadable(netns: &NetNs, source: io::Error) -> EnrollError {

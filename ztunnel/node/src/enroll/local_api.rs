@@ -14,9 +14,9 @@ use tokio::time::timeout;
 use tracing::warn;
 use ztunnel_mesh::name::{PodName, PodUid};
 
-use super::table::chain;
 use super::{EnrollError, EnrollRequest, Enroller, PodStatus};
 use crate::task::{Backoff, Shutdown, TaskGroup};
+use crate::telemetry::chain;
 
 /// Longest request.
 const MAX_REQUEST: u64 = 64 * 1024;

@@ -12,6 +12,7 @@ use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 use ztunnel_mesh::name::{PodName, PodUid};
 use ztunnel_sys::netns::{NetNs, NetnsThread};
+use ztunnel_sys::socket::Liveness;
 
 use super::EnrollError;
 use super::kernel::{Captured, Kernel};
@@ -19,6 +20,7 @@ use super::record::{Phase, Record, Records, is_valid_uid};
 use crate::capture::{NodeCapture, PodCapture};
 use crate::pod::{PodStart, Workers};
 use crate::task::{PodNet, TaskGroup};
+use crate::telemetry::chain;
 
 /// A pod to enroll.
 #[derive(Clone, Debug)]
@@ -103,6 +105,7 @@ struct Inner {
     host_cookie: u64,
     /// How long connections of a pod may go on after it was unenrolled.
     drain: Duration,
+    liveness: Liveness,
     tasks: TaskGroup,
 }
 
@@ -116,6 +119,7 @@ impl Enroller {
         records: &Path,
         workers: Workers,
         drain: Duration,
+        liveness: Liveness,
         tasks: TaskGroup,
     ) -> Result<Self, EnrollError> {
         let records = Records::open(records).map_err(EnrollError::Record)?;
@@ -125,12 +129,13 @@ impl Enroller {
         })?;
         let sockets = NetnsThread::start().map_err(EnrollError::Listen)?;
         let enroller = Self(Arc::new(Inner {
-            kernel: Arc::new(Kernel::new(node, records, workers.count())),
+            kernel: Arc::new(Kernel::new(node, records, workers.count(), liveness)),
             table: Mutex::default(),
             workers,
             sockets,
             host_cookie: host.cookie(),
             drain,
+            liveness,
             tasks,
         }));
         enroller.take_over().await?;
@@ -307,7 +312,7 @@ impl Enroller {
             addresses,
             record,
         } = blocking(move || kernel.capture(&inside, record)).await?;
-        let net = PodNet::new(Arc::clone(&netns), self.0.sockets.clone());
+        let net = PodNet::new(Arc::clone(&netns), self.0.sockets.clone(), self.0.liveness);
         let start = PodStart {
             uid: record.uid(),
             pod: record.pod(),
@@ -459,16 +464,4 @@ async fn blocking<T: Send + 'static>(
     spawn_blocking(job)
         .await
         .unwrap_or(Err(EnrollError::Stopping))
-}
-
-/// An error with its causes, for people.
-pub(super) fn chain(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut source = err.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -14,6 +14,7 @@ use ztunnel_mesh::service::{Service, Vip};
 use ztunnel_mesh::workload::{Membership, PortPair, TunnelProtocol};
 use ztunnel_mesh::{Delta, Mesh, Upsert};
 use ztunnel_sys::netns::{NetNs, NetnsThread};
+use ztunnel_sys::socket::Liveness;
 
 use super::*;
 use crate::control_plane::test_server::Setup;
@@ -147,7 +148,7 @@ impl Node {
         let (writer, mesh) = mesh_channel();
         Self {
             identities: Identities::new(cfg, TaskGroup::default(), Shutdown::default()),
-            net: PodNet::new(netns, NetnsThread::start().unwrap()),
+            net: PodNet::new(netns, NetnsThread::start().unwrap(), Liveness::default()),
             mesh,
             writer,
             tasks: TaskGroup::default(),

@@ -5,7 +5,7 @@
 use std::io;
 
 use ztunnel_sys::netns::NetNs;
-use ztunnel_sys::socket::{Family, listen_any};
+use ztunnel_sys::socket::{Family, Liveness, listen_any};
 
 use crate::capture::ListenerSet;
 
@@ -16,14 +16,18 @@ const BACKLOG: i32 = 1024;
 ///
 /// # Errors
 /// When a socket cannot be opened in the namespace.
-pub fn open_listeners(netns: &NetNs, workers: usize) -> io::Result<Vec<ListenerSet>> {
+pub fn open_listeners(
+    netns: &NetNs,
+    workers: usize,
+    liveness: Liveness,
+) -> io::Result<Vec<ListenerSet>> {
     netns.run(|| {
         // A dual-stack socket serves both families; a pod may be without IPv6 altogether.
-        let family = match listen_any(Family::V6, BACKLOG) {
+        let family = match listen_any(Family::V6, BACKLOG, liveness) {
             Ok(_) => Family::V6,
             Err(_) => Family::V4,
         };
-        let listen = || listen_any(family, BACKLOG);
+        let listen = || listen_any(family, BACKLOG, liveness);
         let set = |_| {
             Ok(ListenerSet {
                 outbound: listen()?,

@@ -10,20 +10,25 @@ use tokio::sync::oneshot;
 use ztunnel_abi::DELIVERY_MARK;
 use ztunnel_mesh::addr::{AppAddr, ClientAddr};
 use ztunnel_sys::netns::{NetNs, NetnsThread};
-use ztunnel_sys::socket::{self, Family};
+use ztunnel_sys::socket::{self, Family, Liveness};
 
 /// Opens connections from inside a pod's namespace. Neither kind sets a deadline: that is the caller's.
 #[derive(Clone, Debug)]
 pub struct PodNet {
     netns: Arc<NetNs>,
     thread: NetnsThread,
+    liveness: Liveness,
 }
 
 impl PodNet {
     /// Sockets in `netns`, opened by `thread`.
     #[must_use]
-    pub fn new(netns: Arc<NetNs>, thread: NetnsThread) -> Self {
-        Self { netns, thread }
+    pub fn new(netns: Arc<NetNs>, thread: NetnsThread, liveness: Liveness) -> Self {
+        Self {
+            netns,
+            thread,
+            liveness,
+        }
     }
 
     /// Connects from the pod's own address: to a peer's tunnel port, or to a destination outside the mesh.
@@ -32,7 +37,8 @@ impl PodNet {
     /// As `connect(2)`.
     pub async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
         let family = Family::of(to.ip());
-        let fd = self.open(move || socket::tcp(family)).await?;
+        let liveness = self.liveness;
+        let fd = self.open(move || socket::tcp(family, liveness)).await?;
         connect(fd, to).await
     }
 
@@ -42,7 +48,10 @@ impl PodNet {
     /// As `connect(2)`; `ConnectionRefused` when the app does not listen.
     pub async fn connect_as(&self, client: ClientAddr, to: AppAddr) -> io::Result<TcpStream> {
         let (client, to) = (socket::canonical(client.0), to.0);
-        let fd = self.open(move || delivery_socket(client, to.ip())).await?;
+        let liveness = self.liveness;
+        let fd = self
+            .open(move || delivery_socket(client, to.ip(), liveness))
+            .await?;
         connect(fd, to).await
     }
 
@@ -59,9 +68,9 @@ impl PodNet {
     }
 }
 
-fn delivery_socket(client: SocketAddr, app: IpAddr) -> io::Result<OwnedFd> {
+fn delivery_socket(client: SocketAddr, app: IpAddr, liveness: Liveness) -> io::Result<OwnedFd> {
     let family = Family::of(app);
-    let fd = socket::tcp(family)?;
+    let fd = socket::tcp(family, liveness)?;
     // The mark takes the packets round through `lo`, where `sk_lookup` lets them pass to the app, and makes the
     // app's answers come back the same way. See the capture design: delivery.
     socket::set_mark(fd.as_fd(), DELIVERY_MARK)?;
@@ -75,7 +84,5 @@ fn delivery_socket(client: SocketAddr, app: IpAddr) -> io::Result<OwnedFd> {
 
 async fn connect(fd: OwnedFd, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::from_std_stream(StdTcpStream::from(fd));
-    socket.set_nodelay(true)?;
-    socket.set_keepalive(true)?;
     socket.connect(to).await
 }

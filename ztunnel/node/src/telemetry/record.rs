@@ -4,7 +4,6 @@
 //! has exactly one reason.
 
 use std::error::Error;
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +14,7 @@ use ztunnel_mesh::addr::{ClientAddr, HboneAddr};
 use ztunnel_mesh::name::{Identity, PodName};
 use ztunnel_mesh::reason::Reason;
 
-use super::Traffic;
+use super::{Traffic, chain};
 
 /// Which way a connection crosses the pod's edge, and as what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,32 +133,5 @@ impl Drop for Record {
         if !self.ended {
             self.log(Reason::Drained, None);
         }
-    }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        // Writing to a string does not fail.
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io;
-
-    #[test]
-    fn an_error_is_told_with_its_causes() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("connect to {0} failed")]
-        struct Outer(u8, #[source] io::Error);
-        let error = Outer(7, io::Error::other("no way"));
-        assert_eq!(chain(&error), "connect to 7 failed: no way");
     }
 }
