@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test a panic is how it fails")]
 
+mod demo;
 mod enrollment;
 mod identity;
 mod lifecycle;
+mod local_api;
 mod mesh;
 mod traffic;
