@@ -2,8 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test a panic is how it fails")]
 
+mod access;
 mod enrollment;
+mod hostile;
 mod identity;
 mod lifecycle;
 mod mesh;
+mod no_way;
+mod policy;
 mod traffic;
