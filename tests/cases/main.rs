@@ -10,5 +10,6 @@ mod identity;
 mod lifecycle;
 mod mesh;
 mod no_way;
+mod own_ports;
 mod policy;
 mod traffic;
