@@ -4,10 +4,12 @@
 
 mod access;
 mod control_plane;
+mod demo;
 mod enrollment;
 mod hostile;
 mod identity;
 mod lifecycle;
+mod local_api;
 mod mesh;
 mod no_way;
 mod own_ports;

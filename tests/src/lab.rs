@@ -205,16 +205,26 @@ impl Lab {
     /// When a daemon refuses, or a proxy does not learn of it in time.
     pub fn enroll(&self, keys: &[&str]) -> Result<()> {
         for key in keys {
+            self.remember(key)?;
             let pod = self.pod(key);
-            let mut before = lock(pod.before());
-            if before.is_none() {
-                *before = Some(pod.fingerprint()?);
-            }
-            drop(before);
             self.node(pod.node()).daemon(|daemon| daemon.enroll(&pod))?;
             self.control_plane.set_enrolled(key, true);
         }
         self.settle()
+    }
+
+    /// Takes note of what a pod looks like, for [`pod_leftovers`](Self::pod_leftovers). Enrolling does it; a test of
+    /// what goes wrong before that does it itself. Only the first note counts.
+    ///
+    /// # Errors
+    /// When the kernel's tables cannot be read.
+    pub fn remember(&self, key: &str) -> Result<()> {
+        let pod = self.pod(key);
+        let mut before = lock(pod.before());
+        if before.is_none() {
+            *before = Some(pod.fingerprint()?);
+        }
+        Ok(())
     }
 
     /// Announces pods as not reachable by HBONE, waits until every proxy knows, and unenrolls them.

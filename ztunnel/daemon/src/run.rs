@@ -8,9 +8,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
-use ztunnel_node::capture::NodeCapture;
+use ztunnel_node::capture::{NodeCapture, NodeClaim};
 use ztunnel_node::discovery::{self, DiscoveryConfig};
-use ztunnel_node::enroll::{self, Enroller};
+use ztunnel_node::enroll::{self, ApiListener, Enroller};
 use ztunnel_node::identity::{CaConfig, Identities};
 use ztunnel_node::pod::{NodeContext, Workers};
 use ztunnel_node::state::mesh_channel;
@@ -74,6 +74,9 @@ pub(crate) fn main() -> ExitCode {
 
 async fn run(config: Config) -> Result<(), StartError> {
     raise_descriptor_limit();
+    // First of all, before anything is touched that a running daemon depends on.
+    let claim = NodeClaim::take(&config.paths.bpf_dir)?;
+    let api = ApiListener::bind(&config.paths.api_socket)?;
     let own: OwnCgroup = cgroup::enter_own()?;
     let mut ends = Ends::new()?;
     let (shutdown, tasks) = (Shutdown::default(), TaskGroup::default());
@@ -102,7 +105,7 @@ async fn run(config: Config) -> Result<(), StartError> {
     };
     let workers =
         Workers::start(config.worker_threads.get(), &context).map_err(StartError::Workers)?;
-    let node = NodeCapture::start(&config.paths.bpf_dir, &own)?;
+    let node = NodeCapture::start(&claim, &own)?;
     let enroller = Enroller::start(
         node,
         &config.paths.state_dir,
@@ -113,13 +116,7 @@ async fn run(config: Config) -> Result<(), StartError> {
     )
     .await?;
     let (stop, mut stopped) = mpsc::channel(1);
-    enroll::serve(
-        &config.paths.api_socket,
-        enroller.clone(),
-        stop,
-        shutdown.clone(),
-        &tasks,
-    )?;
+    api.serve(enroller.clone(), stop, shutdown.clone(), &tasks);
     info!(node = %context.node_name, workers = config.worker_threads, "daemon started");
 
     tokio::select! {
@@ -129,8 +126,6 @@ async fn run(config: Config) -> Result<(), StartError> {
     shutdown.start();
     enroller.stop(config.drain_deadline).await;
     tasks.drain(LAST_TASKS).await;
-    // A path nobody listens on would look like a daemon that hangs.
-    drop(std::fs::remove_file(&config.paths.api_socket));
     Ok(())
 }
 

@@ -15,8 +15,9 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -45,20 +46,17 @@ pub struct Marks {
     pub delivery: u32,
 }
 
-/// Installs routes, then rules, for every family the namespace has. On failure everything is removed again.
+/// Makes routes, then rules, what they should be in every family the namespace has. What is right already is left
+/// as it is, and nothing that captures is taken away for a moment: connections that are marked go on.
 ///
 /// # Errors
-/// When the kernel refuses a route or a rule; the message says which.
+/// When the kernel refuses a route or a rule, or somebody's rule stands before ours; the message says which. What
+/// was added until then stays, for [`remove`] or for another try.
 pub fn install(interfaces: &[Interface], marks: Marks) -> io::Result<()> {
     let mut netlink = Netlink::open()?;
-    let result = families(&mut netlink)
+    families(&mut netlink)
         .into_iter()
-        .try_for_each(|family| install_family(&mut netlink, family, interfaces, marks));
-    if result.is_err() {
-        // The first error is the one to report.
-        drop(remove());
-    }
-    result
+        .try_for_each(|family| install_family(&mut netlink, family, interfaces, marks))
 }
 
 /// Removes whatever of ours there is, rules before routes, and puts the `local` rule back.
@@ -68,13 +66,19 @@ pub fn install(interfaces: &[Interface], marks: Marks) -> io::Result<()> {
 pub fn remove() -> io::Result<()> {
     let mut netlink = Netlink::open()?;
     for family in families(&mut netlink) {
-        for rule in our_rules(&mut netlink, family)? {
-            if table_of(&rule) == Some(TABLE_LOCAL) {
-                add_rule(
-                    &mut netlink,
-                    local_rule(family, PREF_LOCAL, RouteProtocol::Kernel),
-                )?;
-            }
+        let (ours, others): (Vec<_>, Vec<_>) = rules(&mut netlink, family)?
+            .into_iter()
+            .partition(is_our_rule);
+        // Also when somebody has flushed the rules and the moved one with them: without any, the namespace would
+        // not even know its own addresses.
+        if !others
+            .iter()
+            .any(|rule| table_of(rule) == Some(TABLE_LOCAL))
+        {
+            let first = local_rule(family, PREF_LOCAL, RouteProtocol::Kernel);
+            add_rule(&mut netlink, first)?;
+        }
+        for rule in ours {
             netlink.change(Message::DelRule(rule), 0)?;
         }
         for route in our_routes(&mut netlink, family)? {
@@ -84,20 +88,26 @@ pub fn remove() -> io::Result<()> {
     Ok(())
 }
 
-/// Whether rules and routes of ours are all there, as `install` would make them.
+/// Whether rules and routes of ours are all there, as `install` would make them, and come first.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn is_complete(interfaces: &[Interface]) -> io::Result<bool> {
     let mut netlink = Netlink::open()?;
     for family in families(&mut netlink) {
-        let mut prefs: Vec<u32> = our_rules(&mut netlink, family)?
+        let rules = rules(&mut netlink, family)?;
+        let mut prefs: Vec<u32> = rules
             .iter()
-            .filter_map(pref_of)
+            .filter(|rule| is_our_rule(rule))
+            .map(pref_of)
             .collect();
         prefs.sort_unstable();
+        let routes = our_routes(&mut netlink, family)?;
+        let mut wanted = wanted_routes(family, interfaces);
         if prefs != [PREF_CAPTURE, PREF_DELIVERY, PREF_BACKSTOP, PREF_LOCAL_MOVED]
-            || our_routes(&mut netlink, family)?.len() != wanted_routes(family, interfaces).count()
+            || first_before_ours(&rules).is_some()
+            || routes.len() != wanted_routes(family, interfaces).count()
+            || !wanted.all(|want| routes.iter().any(|route| is_route(route, want)))
         {
             return Ok(false);
         }
@@ -105,12 +115,14 @@ pub fn is_complete(interfaces: &[Interface]) -> io::Result<bool> {
     Ok(true)
 }
 
-/// The families that have rules at all: a namespace without IPv6 answers with an error or with nothing.
+/// The families that there are. Not told by whether there are rules: that somebody has removed all of them is to
+/// be found out, not to be taken for a namespace that needs none.
 fn families(netlink: &mut Netlink) -> Vec<Family> {
-    let mut has_rules = |family| rules(netlink, family).is_ok_and(|rules| !rules.is_empty());
-    [Family::V4, Family::V6]
-        .into_iter()
-        .filter(|family| has_rules(*family))
+    /// There is none in a kernel without IPv6, or with `ipv6.disable=1`.
+    const V6: &str = "/proc/thread-self/net/if_inet6";
+    let v6 = Path::new(V6).exists() && rules(netlink, Family::V6).is_ok();
+    std::iter::once(Family::V4)
+        .chain(v6.then_some(Family::V6))
         .collect()
 }
 
@@ -120,27 +132,18 @@ fn install_family(
     interfaces: &[Interface],
     marks: Marks,
 ) -> io::Result<()> {
-    for (interface, source) in wanted_routes(family, interfaces) {
-        let outcome = netlink.change(
-            Message::NewRoute(local_default(family, interface, source)),
-            NLM_F_CREATE | NLM_F_EXCL,
-        );
-        match outcome {
-            // IPv6 is compiled in but off on this interface: nothing can leave through it either.
-            Err(err) if source.is_none() && family == Family::V6 => {
-                debug_assert_ne!(err.kind(), io::ErrorKind::AlreadyExists);
-            }
-            outcome => outcome.map_err(|err| named(&err, "add a capture route", family))?,
-        }
-    }
+    install_routes(netlink, family, interfaces)?;
+
     let moved = local_rule(family, PREF_LOCAL_MOVED, OURS);
     add_rule(netlink, moved).map_err(|err| named(&err, "add the moved local rule", family))?;
-    let delete = Message::DelRule(local_rule(family, PREF_LOCAL, RouteProtocol::Kernel));
-    match netlink.change(delete, 0) {
-        Err(err) if err.raw_os_error() != Some(libc::ENOENT) => {
-            return Err(named(&err, "remove the first local rule", family));
-        }
-        _ => {}
+    remove_first_local(netlink, family)
+        .map_err(|err| named(&err, "remove the first local rule", family))?;
+    if let Some(pref) = first_before_ours(&rules(netlink, family)?) {
+        return Err(io::Error::other(format!(
+            "a routing rule of somebody else for {family:?} with preference {pref} comes before those of capture \
+             ({PREF_CAPTURE} to {PREF_BACKSTOP}), so captured connections could leave in plaintext; move it to a \
+             preference above {PREF_LOCAL_MOVED}"
+        )));
     }
     let backstop = mark_rule(
         family,
@@ -154,6 +157,69 @@ fn install_family(
         add_rule(netlink, rule).map_err(|err| named(&err, "add a capture rule", family))?;
     }
     Ok(())
+}
+
+fn install_routes(
+    netlink: &mut Netlink,
+    family: Family,
+    interfaces: &[Interface],
+) -> io::Result<()> {
+    let present = our_routes(netlink, family)?;
+    for (interface, source) in wanted_routes(family, interfaces) {
+        if present
+            .iter()
+            .any(|route| is_route(route, (interface, source)))
+        {
+            continue;
+        }
+        // An address may have changed. Only a route of ours is replaced: somebody else's stays theirs.
+        let ours = |route: &RouteMessage| oif_of(route) == Some(interface);
+        let flags = if present.iter().any(ours) {
+            NLM_F_CREATE | NLM_F_REPLACE
+        } else {
+            NLM_F_CREATE | NLM_F_EXCL
+        };
+        let route = Message::NewRoute(local_default(family, interface, source));
+        match netlink.change(route, flags) {
+            // IPv6 is compiled in but off on this interface: nothing can leave through it either.
+            Err(err)
+                if source.is_none()
+                    && family == Family::V6
+                    && err.kind() != io::ErrorKind::AlreadyExists => {}
+            outcome => outcome.map_err(|err| named(&err, "add a capture route", family))?,
+        }
+    }
+    let gone = |route: &RouteMessage| {
+        wanted_routes(family, interfaces).all(|(interface, _)| oif_of(route) != Some(interface))
+    };
+    for route in present.into_iter().filter(gone) {
+        netlink
+            .change(Message::DelRoute(route), 0)
+            .map_err(|err| named(&err, "remove an old capture route", family))?;
+    }
+    Ok(())
+}
+
+/// Removes the rules that look into table `local` first, whoever made them.
+fn remove_first_local(netlink: &mut Netlink, family: Family) -> io::Result<()> {
+    let first = rules(netlink, family)?.into_iter().filter(|rule| {
+        pref_of(rule) == PREF_LOCAL
+            && table_of(rule) == Some(TABLE_LOCAL)
+            && rule.header.action == RuleAction::ToTable
+    });
+    for rule in first {
+        netlink.change(Message::DelRule(rule), 0)?;
+    }
+    Ok(())
+}
+
+/// The preference of the first rule that would be asked before ours are. The kernel lists rules in their order.
+fn first_before_ours(rules: &[RuleMessage]) -> Option<u32> {
+    rules
+        .iter()
+        .take_while(|rule| pref_of(rule) <= PREF_BACKSTOP)
+        .find(|rule| !is_our_rule(rule))
+        .map(pref_of)
 }
 
 fn named(err: &io::Error, what: &str, family: Family) -> io::Error {
@@ -254,10 +320,8 @@ fn rules(netlink: &mut Netlink, family: Family) -> io::Result<Vec<RuleMessage>> 
         .collect())
 }
 
-fn our_rules(netlink: &mut Netlink, family: Family) -> io::Result<Vec<RuleMessage>> {
-    let mut rules = rules(netlink, family)?;
-    rules.retain(|rule| rule.attributes.contains(&RuleAttribute::Protocol(OURS)));
-    Ok(rules)
+fn is_our_rule(rule: &RuleMessage) -> bool {
+    rule.attributes.contains(&RuleAttribute::Protocol(OURS))
 }
 
 fn our_routes(netlink: &mut Netlink, family: Family) -> io::Result<Vec<RouteMessage>> {
@@ -291,13 +355,37 @@ fn table_of(rule: &RuleMessage) -> Option<u32> {
         })
 }
 
-fn pref_of(rule: &RuleMessage) -> Option<u32> {
+/// The kernel leaves out a preference of 0.
+fn pref_of(rule: &RuleMessage) -> u32 {
     rule.attributes
         .iter()
         .find_map(|attribute| match attribute {
             RuleAttribute::Priority(pref) => Some(*pref),
             _ => None,
         })
+        .unwrap_or_default()
+}
+
+fn oif_of(route: &RouteMessage) -> Option<u32> {
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(interface) => Some(*interface),
+            _ => None,
+        })
+}
+
+/// Whether a route of ours is this one of [`wanted_routes`].
+fn is_route(route: &RouteMessage, (interface, source): (u32, Option<IpAddr>)) -> bool {
+    let found = route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::PrefSource(source) => Some(source),
+            _ => None,
+        });
+    oif_of(route) == Some(interface) && found == source.map(Into::into).as_ref()
 }
 
 #[cfg(test)]
@@ -366,13 +454,9 @@ mod tests {
                 assert!(
                     ip("route get 192.0.2.1 mark 0x7a740001 oif eth0").contains("local 192.0.2.1")
                 );
-                install(&interfaces, MARKS).unwrap_err();
-                assert_eq!(
-                    everything(),
-                    before,
-                    "a failed installation leaves no trace"
-                );
+                let installed = everything();
                 install(&interfaces, MARKS).unwrap();
+                assert_eq!(everything(), installed, "it was so already");
                 remove().unwrap();
                 assert_eq!(everything(), before);
             },
@@ -392,6 +476,34 @@ mod tests {
             install(&interfaces, MARKS).unwrap();
             assert!(is_complete(&interfaces).unwrap());
             remove().unwrap();
+        });
+    }
+
+    #[test]
+    fn an_address_that_changes_replaces_the_route_in_place() {
+        in_pod("addr add 10.0.0.5/32 dev eth0", || {
+            install(&interfaces().unwrap(), MARKS).unwrap();
+            ip("addr add 10.0.0.6/32 dev eth0");
+            ip("addr del 10.0.0.5/32 dev eth0");
+            let changed = interfaces().unwrap();
+            assert!(!is_complete(&changed).unwrap());
+            install(&changed, MARKS).unwrap();
+            assert!(is_complete(&changed).unwrap(), "{:#?}", everything());
+        });
+    }
+
+    #[test]
+    fn flushed_rules_are_missed_and_the_local_rule_comes_back() {
+        in_pod("addr add 10.0.0.5/32 dev eth0", || {
+            let interfaces = interfaces().unwrap();
+            let [before, ..] = everything();
+            install(&interfaces, MARKS).unwrap();
+            ip("rule flush");
+            assert_eq!(ip("rule"), "");
+            assert!(!is_complete(&interfaces).unwrap());
+            remove().unwrap();
+            let local = before.lines().next().unwrap();
+            assert_eq!(ip("rule").trim(), local.trim());
         });
     }
 }

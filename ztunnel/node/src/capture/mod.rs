@@ -18,14 +18,18 @@ mod tests;
 use std::io;
 use std::path::PathBuf;
 
-pub use node::NodeCapture;
-pub use pod::{ListenerSet, PodCapture, settings};
+pub use node::{NodeCapture, NodeClaim};
+pub use pod::{ListenerSet, PodCapture, PodCaptures, settings};
 
 /// Why capture could not be set up, changed or inspected.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
     #[error("prepare {path} for pinned programs")]
     Directory { path: PathBuf, source: io::Error },
+    #[error(
+        "another daemon captures on this node and holds {path}; stop it first, or give this one another directory"
+    )]
+    Taken { path: PathBuf },
     #[error("load the capture program of {object}")]
     Load {
         object: &'static str,

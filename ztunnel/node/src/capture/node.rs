@@ -1,7 +1,9 @@
 //! The connect hooks of the node and the table of enrolled pods they read.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aya::maps::{Array, HashMap, MapError};
 use aya::programs::links::{FdLink, LinkError};
@@ -12,13 +14,59 @@ use ztunnel_sys::bpffs;
 use ztunnel_sys::cgroup::OwnCgroup;
 
 use super::CaptureError;
-use super::objects::{NODE, Owned, pin_over};
+use super::objects::{Loader, NODE, Owned, pin_over};
+use super::pod::PodCaptures;
 
 const HOOKS: [&str; 2] = ["connect4", "connect6"];
+
+/// The right to capture on this node. One daemon has it at a time, until it lets go or dies; a second one must find
+/// that out before it changes anything.
+#[derive(Debug)]
+pub struct NodeClaim {
+    base: PathBuf,
+    _lock: File,
+}
+
+impl NodeClaim {
+    /// Takes it for `base`, the directory of pins.
+    ///
+    /// # Errors
+    /// [`CaptureError::Taken`] when another daemon has it.
+    pub fn take(base: &Path) -> Result<Self, CaptureError> {
+        bpffs::ensure(base).map_err(|source| CaptureError::Directory {
+            path: base.to_owned(),
+            source,
+        })?;
+        let path = |source| CaptureError::Path {
+            path: base.to_owned(),
+            source,
+        };
+        let taken = || CaptureError::Taken {
+            path: base.to_owned(),
+        };
+        let lock = File::open(base).map_err(path)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(taken()),
+            Err(TryLockError::Error(source)) => return Err(path(source)),
+        }
+        // Another daemon that was ending may have removed the directory in between: the lock would be worth nothing.
+        let there = fs::metadata(base).and_then(|there| Ok((there, lock.metadata()?)));
+        let (there, locked) = there.map_err(path)?;
+        if (there.dev(), there.ino()) != (locked.dev(), locked.ino()) {
+            return Err(taken());
+        }
+        Ok(Self {
+            base: base.to_owned(),
+            _lock: lock,
+        })
+    }
+}
 
 /// The capture of one node.
 pub struct NodeCapture {
     base: PathBuf,
+    loader: Arc<Loader>,
     pods: HashMap<Owned, u64, PodEntry>,
 }
 
@@ -28,13 +76,14 @@ impl NodeCapture {
     ///
     /// # Errors
     /// When the kernel refuses; nothing that was there before is lost then.
-    pub fn start(base: &Path, daemon: &OwnCgroup) -> Result<Self, CaptureError> {
-        let dir = versioned(base);
+    pub fn start(claim: &NodeClaim, daemon: &OwnCgroup) -> Result<Self, CaptureError> {
+        let dir = versioned(&claim.base);
         bpffs::ensure(&dir).map_err(|source| CaptureError::Directory {
             path: dir.clone(),
             source,
         })?;
-        let mut ebpf = NODE.load(&dir)?;
+        let loader = Arc::new(Loader::new());
+        let mut ebpf = loader.load(&NODE, &dir)?;
         let pods = NODE.map(&mut ebpf, "PODS")?;
         let mut owner: Array<_, u64> = NODE.map(&mut ebpf, "DAEMON")?;
         owner
@@ -67,7 +116,8 @@ impl NodeCapture {
             pin_over(link, &dir.join(hook))?;
         }
         Ok(Self {
-            base: base.to_owned(),
+            base: claim.base.clone(),
+            loader,
             pods,
         })
     }
@@ -76,6 +126,15 @@ impl NodeCapture {
     #[must_use]
     pub fn directory(&self) -> PathBuf {
         versioned(&self.base)
+    }
+
+    /// What the captures of this node's pods are made with.
+    #[must_use]
+    pub fn pods(&self) -> PodCaptures {
+        PodCaptures {
+            directory: self.directory(),
+            loader: Arc::clone(&self.loader),
+        }
     }
 
     /// Makes the hooks treat the namespace with this cookie as `entry` says, from the next connect on.
@@ -114,6 +173,13 @@ impl NodeCapture {
     #[must_use]
     pub fn entry(&self, cookie: u64) -> Option<PodEntry> {
         self.pods.get(&cookie, 0).ok()
+    }
+
+    /// Whether the hooks are there.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        let directory = self.directory();
+        HOOKS.iter().all(|hook| directory.join(hook).exists())
     }
 
     /// The namespaces that the hooks know.

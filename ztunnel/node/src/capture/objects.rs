@@ -1,6 +1,7 @@
 //! The compiled programs, and loading them with their maps pinned.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use aya::maps::{Map, MapData};
 use aya::programs::Program;
@@ -39,18 +40,32 @@ pub(super) static POD: Object = Object {
     bytes: &POD_BYTES.0,
 };
 
-impl Object {
-    /// Loads the object; maps that are pinned in `pins` already are used as they are.
-    pub(super) fn load(&self, pins: &Path) -> Result<Ebpf, CaptureError> {
-        EbpfLoader::new()
+/// Loads objects. One for the life of the daemon: making it parses the types of the running kernel, megabytes of
+/// them, and nothing here is relocated by them.
+pub(super) struct Loader(Mutex<EbpfLoader<'static>>);
+
+impl Loader {
+    pub(super) fn new() -> Self {
+        let mut loader = EbpfLoader::new();
+        loader.btf(None);
+        Self(Mutex::new(loader))
+    }
+
+    /// Loads `object`; maps that are pinned in `pins` already are used as they are.
+    pub(super) fn load(&self, object: &Object, pins: &Path) -> Result<Ebpf, CaptureError> {
+        // What a panic could leave half-way is the directory, which is set here.
+        let mut loader = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        loader
             .default_map_pin_directory(pins)
-            .load(self.bytes)
+            .load(object.bytes)
             .map_err(|source| CaptureError::Load {
-                object: self.name,
+                object: object.name,
                 source,
             })
     }
+}
 
+impl Object {
     pub(super) fn map<T>(&self, ebpf: &mut Ebpf, name: &'static str) -> Result<T, CaptureError>
     where
         T: TryFrom<Map, Error = aya::maps::MapError>,

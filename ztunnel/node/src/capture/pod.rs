@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use aya::maps::{Array, SockMap};
 use aya::programs::links::FdLink;
@@ -11,7 +12,7 @@ use ztunnel_abi::lookup::{Listener, MAX_ADDRESSES, PodSettings, listener_slot};
 use ztunnel_sys::netns::NetNs;
 
 use super::CaptureError;
-use super::objects::{Owned, POD, pin_over};
+use super::objects::{Loader, Owned, POD, pin_over};
 
 const LINK: &str = "link";
 const PROGRAM: &str = "pod";
@@ -24,33 +25,62 @@ pub struct ListenerSet {
     pub hbone: OwnedFd,
 }
 
+/// Makes and removes the captures of a node's pods.
+#[derive(Clone)]
+pub struct PodCaptures {
+    pub(super) directory: PathBuf,
+    pub(super) loader: Arc<Loader>,
+}
+
+impl PodCaptures {
+    /// Creates the maps of a pod, or takes over those that an earlier daemon left. Nothing is attached yet.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn open(&self, netns: &NetNs) -> Result<PodCapture, CaptureError> {
+        let directory = self.directory.join(netns.cookie().to_string());
+        fs::create_dir_all(&directory).map_err(|source| CaptureError::Path {
+            path: directory.clone(),
+            source,
+        })?;
+        let mut ebpf = self.loader.load(&POD, &directory)?;
+        Ok(PodCapture {
+            listeners: POD.map(&mut ebpf, "LISTENERS")?,
+            settings: POD.map(&mut ebpf, "SETTINGS")?,
+            loader: Arc::clone(&self.loader),
+            directory,
+        })
+    }
+
+    /// Detaches the program of the pod whose namespace has, or had, this cookie, and removes its maps.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn remove(&self, cookie: u64) -> Result<(), CaptureError> {
+        let directory = self.directory.join(cookie.to_string());
+        // The link first: without it the program is gone before its listeners are.
+        drop(fs::remove_file(directory.join(LINK)));
+        match fs::remove_dir_all(&directory) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(CaptureError::Path {
+                    path: directory,
+                    source,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The capture of one pod.
 pub struct PodCapture {
     directory: PathBuf,
+    loader: Arc<Loader>,
     listeners: SockMap<Owned>,
     settings: Array<Owned, PodSettings>,
 }
 
 impl PodCapture {
-    /// Creates the maps of a pod below `node`, or takes over those that an earlier daemon left. Nothing is
-    /// attached yet.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn open(node: &Path, netns: &NetNs) -> Result<Self, CaptureError> {
-        let directory = node.join(netns.cookie().to_string());
-        fs::create_dir_all(&directory).map_err(|source| CaptureError::Path {
-            path: directory.clone(),
-            source,
-        })?;
-        let mut ebpf = POD.load(&directory)?;
-        Ok(Self {
-            listeners: POD.map(&mut ebpf, "LISTENERS")?,
-            settings: POD.map(&mut ebpf, "SETTINGS")?,
-            directory,
-        })
-    }
-
     /// Gives new connections to `workers` from now on, on every port at once.
     ///
     /// # Errors
@@ -103,7 +133,7 @@ impl PodCapture {
     /// # Errors
     /// When the kernel refuses.
     pub fn attach(&self, netns: &NetNs) -> Result<(), CaptureError> {
-        let mut ebpf = POD.load(&self.directory)?;
+        let mut ebpf = self.loader.load(&POD, &self.directory)?;
         let program: &mut SkLookup = POD.program(&mut ebpf, PROGRAM)?;
         let attach = |program: &mut SkLookup| -> Result<FdLink, ProgramError> {
             program.load()?;
@@ -115,34 +145,6 @@ impl PodCapture {
             source,
         })?;
         pin_over(link, &self.directory.join(LINK))
-    }
-
-    /// Detaches the program and removes the maps.
-    ///
-    /// # Errors
-    /// When a pin cannot be removed.
-    pub fn remove(self) -> Result<(), CaptureError> {
-        Self::remove_at(&self.directory)
-    }
-
-    /// The same for a pod whose namespace may be gone, by its cookie.
-    ///
-    /// # Errors
-    /// When a pin cannot be removed.
-    pub fn remove_pins(node: &Path, cookie: u64) -> Result<(), CaptureError> {
-        Self::remove_at(&node.join(cookie.to_string()))
-    }
-
-    fn remove_at(directory: &Path) -> Result<(), CaptureError> {
-        // The link first: without it the program is gone before its listeners are.
-        drop(fs::remove_file(directory.join(LINK)));
-        match fs::remove_dir_all(directory) {
-            Err(err) if err.kind() != std::io::ErrorKind::NotFound => Err(CaptureError::Path {
-                path: directory.to_owned(),
-                source: err,
-            }),
-            _ => Ok(()),
-        }
     }
 }
 

@@ -76,7 +76,12 @@ fn connects_of_an_enrolled_namespace_arrive_at_the_outbound_listener() {
         root: cgroup::root().unwrap(),
         id: u64::MAX,
     };
-    let mut node = NodeCapture::start(&pins.0, &daemon).unwrap();
+    let claim = NodeClaim::take(&pins.0).unwrap();
+    assert!(
+        matches!(NodeClaim::take(&pins.0), Err(CaptureError::Taken { .. })),
+        "one daemon at a time"
+    );
+    let mut node = NodeCapture::start(&claim, &daemon).unwrap();
 
     let pod = thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
@@ -102,7 +107,7 @@ fn connects_of_an_enrolled_namespace_arrive_at_the_outbound_listener() {
             hbone: listen(),
         }];
 
-        let mut capture = PodCapture::open(&node.directory(), &netns).unwrap();
+        let mut capture = node.pods().open(&netns).unwrap();
         capture.set_settings(&settings(&addresses, 1, 0)).unwrap();
         capture.set_listeners(&listeners).unwrap();
         capture.attach(&netns).unwrap();
@@ -155,7 +160,7 @@ fn connects_of_an_enrolled_namespace_arrive_at_the_outbound_listener() {
             connect("192.0.2.1:80").is_err(),
             "the namespace has no route of its own"
         );
-        capture.remove().unwrap();
+        node.pods().remove(netns.cookie()).unwrap();
         node.remove().unwrap();
     });
     pod.join().unwrap();

@@ -11,10 +11,9 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tracing::error;
+use tracing::{error, warn};
 use ztunnel_abi::connect::{MAX_INTERFACES, PodEntry, STATE_CAPTURE, STATE_REFUSE};
 use ztunnel_abi::lookup::FLAG_BYPASS_INBOUND;
 use ztunnel_abi::{CAPTURE_MARK, DELIVERY_MARK};
@@ -26,7 +25,7 @@ use ztunnel_sys::sysctl;
 
 use super::EnrollError;
 use super::record::{Phase, Record, Records};
-use crate::capture::{ListenerSet, NodeCapture, PodCapture, settings};
+use crate::capture::{ListenerSet, NodeCapture, PodCapture, PodCaptures, settings};
 use crate::pod::open_listeners;
 
 const MARKS: Marks = Marks {
@@ -45,7 +44,7 @@ const SYSCTLS: [&str; 3] = [
 /// The hooks, the records and the number of workers: what every pod's transaction needs.
 pub(super) struct Kernel {
     node: Mutex<Option<NodeCapture>>,
-    directory: PathBuf,
+    captures: PodCaptures,
     records: Records,
     workers: usize,
     liveness: Liveness,
@@ -66,10 +65,10 @@ impl Kernel {
         workers: usize,
         liveness: Liveness,
     ) -> Self {
-        let directory = node.directory();
+        let captures = node.pods();
         Self {
             node: Mutex::new(Some(node)),
-            directory,
+            captures,
             records,
             workers,
             liveness,
@@ -81,31 +80,44 @@ impl Kernel {
     }
 
     /// Captures the pod, or takes over what an earlier daemon left of its capture.
-    pub(super) fn capture(&self, netns: &NetNs, record: Record) -> Result<Captured, EnrollError> {
+    pub(super) fn capture(
+        &self,
+        netns: &NetNs,
+        mut record: Record,
+    ) -> Result<Captured, EnrollError> {
         let taken_over = record.phase == Phase::Captured;
-        let captured = self.try_capture(netns, record.clone());
-        if captured.is_err() {
-            // A pod that was captured must not fall back to plaintext; one that was not goes on as before.
-            let undone = if taken_over {
-                self.refuse(&record)
-            } else {
-                self.release(Some(netns), &record)
-            };
-            if let Err(err) = undone {
-                error!(uid = record.uid, error = %err, "undoing a failed enrollment left traces");
+        match self.try_capture(netns, &mut record) {
+            Ok((capture, listeners, addresses)) => Ok(Captured {
+                capture,
+                listeners,
+                addresses,
+                record,
+            }),
+            Err(err) => {
+                // A pod that was captured must not fall back to plaintext; one that was not goes on as before.
+                let undone = if taken_over {
+                    self.refuse(&record)
+                } else {
+                    self.release(Some(netns), &record)
+                };
+                if let Err(err) = undone {
+                    error!(uid = record.uid, error = %err, "undoing a failed enrollment left traces");
+                }
+                Err(err)
             }
         }
-        captured
     }
 
-    fn try_capture(&self, netns: &NetNs, mut record: Record) -> Result<Captured, EnrollError> {
+    /// `record` gets what has to be known to undo it, however far this comes.
+    fn try_capture(
+        &self,
+        netns: &NetNs,
+        record: &mut Record,
+    ) -> Result<(PodCapture, Vec<ListenerSet>, Vec<IpAddr>), EnrollError> {
         let (interfaces, before) = netns
             .run(|| io::Result::Ok((interfaces()?, changed_sysctls()?)))
             .and_then(|inspected| inspected)
-            .map_err(|source| EnrollError::Inspect {
-                path: netns.path().to_owned(),
-                source,
-            })?;
+            .map_err(|source| unreadable(netns, source))?;
         let addresses = own_addresses(&interfaces);
         if addresses.iter().all(|ip| is_link_local(*ip)) {
             return Err(EnrollError::NoAddress {
@@ -115,39 +127,80 @@ impl Kernel {
         for (name, value) in before {
             record.sysctls.entry(name).or_insert(value);
         }
-        self.records.put(&record).map_err(EnrollError::Record)?;
+        self.records.put(record).map_err(EnrollError::Record)?;
 
         let listeners =
             open_listeners(netns, self.workers, self.liveness).map_err(EnrollError::Listen)?;
-        let mut capture = PodCapture::open(&self.directory, netns)?;
+        let mut capture = self.captures.open(netns)?;
         capture.set_settings(&settings(&addresses, self.workers, 0))?;
         capture.set_listeners(&listeners)?;
         capture.attach(netns)?;
+        self.route(netns, record, &interfaces)?;
+        record.phase = Phase::Captured;
+        self.records.put(record).map_err(EnrollError::Record)?;
+        Ok((capture, listeners, addresses))
+    }
 
+    /// The last steps: from here on connections take the way through the daemon.
+    fn route(
+        &self,
+        netns: &NetNs,
+        record: &Record,
+        interfaces: &[Interface],
+    ) -> Result<(), EnrollError> {
         netns
             .run(|| {
                 record
                     .sysctls
                     .keys()
                     .try_for_each(|name| sysctl::write(name, "1"))?;
-                if policy_routing::is_complete(&interfaces)? {
-                    return Ok(());
-                }
-                policy_routing::remove()?;
-                policy_routing::install(&interfaces, MARKS)
+                policy_routing::install(interfaces, MARKS)
             })
             .and_then(|outcome| outcome)
             .map_err(EnrollError::Routing)?;
+        self.set(record.cookie, entry(STATE_CAPTURE, interfaces))
+    }
 
-        self.set(record.cookie, entry(STATE_CAPTURE, &interfaces))?;
-        record.phase = Phase::Captured;
-        self.records.put(&record).map_err(EnrollError::Record)?;
-        Ok(Captured {
-            capture,
-            listeners,
-            addresses,
-            record,
-        })
+    /// Puts back what is missing of a pod's capture, without harm to what is there. `false`: nothing was missing.
+    /// The pod's new connections are refused when that is not possible.
+    pub(super) fn repair(
+        &self,
+        netns: &NetNs,
+        capture: &PodCapture,
+        record: &Record,
+    ) -> Result<bool, EnrollError> {
+        let Some(defect) = self.defect(netns, capture) else {
+            return Ok(false);
+        };
+        warn!(uid = record.uid, defect, "repairing the capture of a pod");
+        let repaired = self.try_repair(netns, capture, record);
+        if repaired.is_err() {
+            self.refuse(record)?;
+        }
+        repaired.map(|()| true)
+    }
+
+    fn try_repair(
+        &self,
+        netns: &NetNs,
+        capture: &PodCapture,
+        record: &Record,
+    ) -> Result<(), EnrollError> {
+        let interfaces = netns
+            .run(interfaces)
+            .and_then(|inspected| inspected)
+            .map_err(|source| unreadable(netns, source))?;
+        if !capture.is_attached() {
+            capture.attach(netns)?;
+        }
+        self.route(netns, record, &interfaces)?;
+        match self.defect(netns, capture) {
+            None => Ok(()),
+            Some(defect) => Err(EnrollError::Defect {
+                uid: record.uid.clone(),
+                defect,
+            }),
+        }
     }
 
     /// Lets new connections of the pod through, past the daemon. The ones there are go on.
@@ -189,7 +242,7 @@ impl Kernel {
                 .and_then(|outcome| outcome)
                 .map_err(EnrollError::Routing)?;
         }
-        PodCapture::remove_pins(&self.directory, record.cookie)?;
+        self.captures.remove(record.cookie)?;
         self.records
             .remove(&record.uid())
             .map_err(EnrollError::Record)
@@ -206,6 +259,9 @@ impl Kernel {
             .node()
             .as_ref()
             .and_then(|node| node.entry(netns.cookie()));
+        if !self.node().as_ref().is_some_and(NodeCapture::is_attached) {
+            return Some("the connect hooks are not attached to the node; restart the daemon");
+        }
         match entry.map(|entry| entry.state) {
             Some(STATE_CAPTURE) => {}
             Some(_) => return Some("the connect hooks refuse the pod's connections"),
@@ -254,6 +310,13 @@ fn own_addresses(interfaces: &[Interface]) -> Vec<IpAddr> {
     let real = interfaces.iter().filter(|interface| interface.index != LO);
     real.flat_map(|interface| interface.addresses.iter().copied())
         .collect()
+}
+
+fn unreadable(netns: &NetNs, source: io::Error) -> EnrollError {
+    EnrollError::Inspect {
+        path: netns.path().to_owned(),
+        source,
+    }
 }
 
 fn entry(state: u32, interfaces: &[Interface]) -> PodEntry {

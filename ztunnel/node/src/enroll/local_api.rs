@@ -100,56 +100,80 @@ pub async fn call(socket: &Path, request: &Request) -> Result<Outcome, ApiError>
     serde_json::from_str(&line).map_err(|err| talk(err.into()))
 }
 
-/// Serves the API on `socket` until shutdown. `stop` is told when a client asked the daemon to end, after everything
-/// is removed.
-///
-/// # Errors
-/// When the socket cannot be bound.
-pub fn serve(
-    socket: &Path,
-    enroller: Enroller,
-    stop: mpsc::Sender<()>,
-    shutdown: Shutdown,
-    tasks: &TaskGroup,
-) -> Result<(), ApiError> {
-    let listener = bind(socket).map_err(|source| ApiError::Listen {
-        path: socket.to_owned(),
-        source,
-    })?;
-    let group = tasks.clone();
-    tasks.spawn(async move {
-        let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
-        let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
-        loop {
-            let Ok(slot) = Arc::clone(&clients).acquire_owned().await else {
-                break;
-            };
-            let accepted = tokio::select! {
-                () = shutdown.started() => break,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, _)) => {
-                    backoff.reset();
-                    let (enroller, stop) = (enroller.clone(), stop.clone());
-                    group.spawn(async move {
-                        if let Err(err) = client(stream, &enroller, &stop).await {
-                            warn!(error = %err, "local API client failed");
-                        }
-                        drop(slot);
-                    });
-                }
-                Err(err) => {
-                    warn!(error = %err, "local API cannot accept");
-                    tokio::time::sleep(backoff.delay()).await;
-                }
-            }
-        }
-    });
-    Ok(())
+/// The socket of the API. Clients that come before it is served wait.
+#[derive(Debug)]
+pub struct ApiListener {
+    listener: UnixListener,
+    path: PathBuf,
 }
 
-/// Only root may enroll.
+impl ApiListener {
+    /// Listens on `path`, where only root may connect.
+    ///
+    /// # Errors
+    /// When the socket cannot be bound, or another daemon answers there.
+    pub fn bind(path: &Path) -> Result<Self, ApiError> {
+        let listener = bind(path).map_err(|source| ApiError::Listen {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Serves the API until shutdown. `stop` is told when a client asked the daemon to end, after everything is
+    /// removed.
+    pub fn serve(
+        self,
+        enroller: Enroller,
+        stop: mpsc::Sender<()>,
+        shutdown: Shutdown,
+        tasks: &TaskGroup,
+    ) {
+        let group = tasks.clone();
+        let api = self;
+        tasks.spawn(async move {
+            let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
+            let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
+            loop {
+                let Ok(slot) = Arc::clone(&clients).acquire_owned().await else {
+                    break;
+                };
+                let accepted = tokio::select! {
+                    () = shutdown.started() => break,
+                    accepted = api.listener.accept() => accepted,
+                };
+                match accepted {
+                    Ok((stream, _)) => {
+                        backoff.reset();
+                        let (enroller, stop) = (enroller.clone(), stop.clone());
+                        group.spawn(async move {
+                            if let Err(err) = client(stream, &enroller, &stop).await {
+                                warn!(error = %err, "local API client failed");
+                            }
+                            drop(slot);
+                        });
+                    }
+                    Err(err) => {
+                        warn!(error = %err, "local API cannot accept");
+                        tokio::time::sleep(backoff.delay()).await;
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// A path that nobody listens on would look like a daemon that hangs.
+impl Drop for ApiListener {
+    fn drop(&mut self) {
+        // Before the socket closes: from then on the path may be another daemon's.
+        drop(std::fs::remove_file(&self.path));
+    }
+}
+
 fn bind(socket: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = socket.parent() {
         std::fs::create_dir_all(directory)?;

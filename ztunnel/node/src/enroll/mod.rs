@@ -12,7 +12,7 @@ mod table;
 use std::io;
 use std::path::PathBuf;
 
-pub use local_api::{ApiError, Outcome, Request, call, serve};
+pub use local_api::{ApiError, ApiListener, Outcome, Request, call};
 pub use table::{EnrollRequest, Enroller, PodState, PodStatus};
 
 use crate::capture::CaptureError;
@@ -40,6 +40,8 @@ pub enum EnrollError {
     NoAddress { path: PathBuf },
     #[error("pod {uid} is being unenrolled; try again when it is done")]
     Leaving { uid: String },
+    #[error("capture of pod {uid} could not be repaired: {defect}")]
+    Defect { uid: String, defect: &'static str },
     #[error("open the listeners in the pod")]
     Listen(#[source] io::Error),
     #[error("set up policy routing in the pod")]
@@ -64,6 +66,7 @@ impl EnrollError {
             Self::Inspect { .. } => "NETNS_UNREADABLE",
             Self::NoAddress { .. } => "NO_ADDRESS",
             Self::Leaving { .. } => "LEAVING",
+            Self::Defect { .. } => "DEFECTIVE",
             Self::Listen(_) => "LISTENERS_FAILED",
             Self::Routing(_) => "ROUTING_FAILED",
             Self::Record(_) => "RECORD_FAILED",

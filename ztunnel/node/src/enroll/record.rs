@@ -95,13 +95,25 @@ impl Records {
         }
     }
 
+    /// Whether there is neither a record nor a file that should be one.
+    pub(super) fn are_none(&self) -> bool {
+        self.all()
+            .is_ok_and(|(records, unreadable)| records.is_empty() && unreadable.is_empty())
+    }
+
     /// All records, and the files that should be records and cannot be read.
     pub(super) fn all(&self) -> io::Result<(Vec<Record>, Vec<Unreadable>)> {
         let (mut records, mut unreadable) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&self.0)? {
             let path = entry?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some("json") => {}
+                // A daemon died while it wrote it; the record itself is whole, or was not there yet.
+                Some("new") => {
+                    drop(fs::remove_file(&path));
+                    continue;
+                }
+                _ => continue,
             }
             let record = fs::read(&path).and_then(|bytes| {
                 serde_json::from_slice::<Record>(&bytes).map_err(io::Error::from)
@@ -154,9 +166,11 @@ mod tests {
         };
         records.put(&record).unwrap();
         fs::write(directory.join("two.json"), "{").unwrap();
+        fs::write(directory.join("three.new"), "{").unwrap();
         let (found, unreadable) = records.all().unwrap();
         assert_eq!(found, [record]);
         assert_eq!(unreadable.len(), 1);
+        assert!(!directory.join("three.new").exists());
         fs::remove_dir_all(directory).unwrap();
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 use ztunnel_mesh::name::{PodName, PodUid};
@@ -61,15 +61,27 @@ struct Pod {
     hold: Hold,
 }
 
+impl Pod {
+    fn lost(record: Record, why: &EnrollError) -> Self {
+        Self {
+            record,
+            addresses: Vec::new(),
+            hold: Hold::Lost {
+                problem: chain(why),
+            },
+        }
+    }
+}
+
 enum Hold {
     /// Captured and served.
     Live {
         netns: Arc<NetNs>,
         capture: Box<PodCapture>,
     },
-    /// Being unenrolled.
-    Leaving,
-    /// Left by an earlier daemon and not taken over: its connections fail.
+    /// Being unenrolled; the channel closes when that is done.
+    Leaving(watch::Receiver<()>),
+    /// Not in the hands of this daemon, because something could not be taken over or removed.
     Lost { problem: String },
 }
 
@@ -77,9 +89,16 @@ enum Hold {
 #[derive(Clone)]
 pub struct Enroller(Arc<Inner>);
 
+/// The pods, and whether more may come.
+#[derive(Default)]
+struct Table {
+    pods: BTreeMap<PodUid, Pod>,
+    closed: bool,
+}
+
 struct Inner {
     kernel: Arc<Kernel>,
-    pods: Mutex<BTreeMap<PodUid, Pod>>,
+    table: Mutex<Table>,
     workers: Workers,
     sockets: NetnsThread,
     /// The namespace of the node itself.
@@ -111,7 +130,7 @@ impl Enroller {
         let sockets = NetnsThread::start().map_err(EnrollError::Listen)?;
         let enroller = Self(Arc::new(Inner {
             kernel: Arc::new(Kernel::new(node, records, workers.count(), liveness)),
-            pods: Mutex::default(),
+            table: Mutex::default(),
             workers,
             sockets,
             host_cookie: host.cookie(),
@@ -146,8 +165,8 @@ impl Enroller {
 
     /// Every pod, as the kernel has it now.
     pub async fn pods(&self) -> Vec<PodStatus> {
-        let pods = self.0.pods.lock().await;
-        pods.values().map(|pod| self.status(pod)).collect()
+        let table = self.0.table.lock().await;
+        table.pods.values().map(|pod| self.status(pod)).collect()
     }
 
     /// Unenrolls every pod and detaches from the node: nothing of the daemon is left in the kernel.
@@ -155,7 +174,11 @@ impl Enroller {
     /// # Errors
     /// When something cannot be removed; the rest is removed all the same.
     pub async fn remove_everything(&self) -> Result<(), EnrollError> {
-        let uids: Vec<_> = self.0.pods.lock().await.keys().cloned().collect();
+        let uids: Vec<_> = {
+            let mut table = self.0.table.lock().await;
+            table.closed = true;
+            table.pods.keys().cloned().collect()
+        };
         let leaving: Vec<_> = uids
             .into_iter()
             .map(|uid| {
@@ -176,8 +199,11 @@ impl Enroller {
     /// Ends the daemon's part: no new connections, `deadline` for the old ones. What captures stays, so that the
     /// pods' connections fail until the next daemon has taken over; with no pod enrolled nothing stays.
     pub async fn stop(&self, deadline: Duration) {
-        let nothing_enrolled = self.0.pods.lock().await.is_empty();
         self.0.workers.stop(deadline).await;
+        // With the lock: no request is under way, and none that comes later finds hooks that are about to go.
+        let mut table = self.0.table.lock().await;
+        table.closed = true;
+        let nothing_enrolled = table.pods.is_empty() && self.0.kernel.records().are_none();
         if nothing_enrolled && let Err(err) = self.0.kernel.remove() {
             warn!(error = %err, "pinned programs could not be removed");
         }
@@ -214,7 +240,11 @@ impl Enroller {
                 path: request.netns,
             });
         }
-        let mut pods = self.0.pods.lock().await;
+        let mut table = self.0.table.lock().await;
+        if table.closed {
+            return Err(EnrollError::Stopping);
+        }
+        let pods = &mut table.pods;
         if let Some(other) = pods
             .values()
             .find(|pod| pod.record.cookie == netns.cookie() && pod.record.uid() != request.uid)
@@ -227,15 +257,17 @@ impl Enroller {
         if let Some(pod) = pods.get(&request.uid) {
             let same = pod.record.cookie == netns.cookie() && pod.record.pod() == request.pod;
             match &pod.hold {
-                Hold::Leaving => {
+                Hold::Leaving(_) => {
                     return Err(EnrollError::Leaving {
                         uid: request.uid.to_string(),
                     });
                 }
-                Hold::Live { .. } if same => return Ok(false),
+                Hold::Live { netns, capture } if same => {
+                    return self.0.kernel.repair(netns, capture, &pod.record);
+                }
                 // The same uid in another namespace: a new sandbox of the pod. The old one is dead.
                 Hold::Live { .. } | Hold::Lost { .. } => {
-                    self.replace(&mut pods, &request.uid).await?;
+                    self.replace(pods, &request.uid).await?;
                 }
             }
         }
@@ -249,7 +281,7 @@ impl Enroller {
             cookie: netns.cookie(),
             sysctls: BTreeMap::new(),
         };
-        self.capture(&mut pods, netns, record).await?;
+        self.capture(pods, netns, record).await?;
         info!(uid = %request.uid, pod = %request.pod, "pod enrolled");
         Ok(true)
     }
@@ -303,31 +335,44 @@ impl Enroller {
     }
 
     async fn unenroll_now(&self, uid: PodUid) -> Result<bool, EnrollError> {
+        let (done, leaving) = watch::channel(());
         let pod = {
-            let mut pods = self.0.pods.lock().await;
-            let Some(pod) = pods.get_mut(&uid) else {
+            let mut table = self.0.table.lock().await;
+            let Some(pod) = table.pods.get_mut(&uid) else {
                 return Ok(false);
             };
-            if matches!(pod.hold, Hold::Leaving) {
-                return Err(EnrollError::Leaving {
-                    uid: uid.to_string(),
-                });
+            if let Hold::Leaving(other) = &pod.hold {
+                let mut other = other.clone();
+                drop(table);
+                // Nothing is sent: this is the end of the channel, and of the other request.
+                while other.changed().await.is_ok() {}
+                return Ok(false);
             }
             if let Hold::Live { capture, .. } = &mut pod.hold {
                 self.0.kernel.bypass(&mut pod.record, capture)?;
             }
-            let hold = std::mem::replace(&mut pod.hold, Hold::Leaving);
+            let hold = std::mem::replace(&mut pod.hold, Hold::Leaving(leaving));
             Pod {
                 record: pod.record.clone(),
                 addresses: Vec::new(),
                 hold,
             }
         };
+        let record = pod.record.clone();
         // Without the lock: others come and go while the last connections of this one end.
         let cut = self.0.workers.drain_pod(&uid, self.0.drain).await;
         let released = self.release(pod).await;
-        self.0.pods.lock().await.remove(&uid);
-        info!(%uid, cut_connections = cut, "pod unenrolled");
+        let mut table = self.0.table.lock().await;
+        table.pods.remove(&uid);
+        match &released {
+            Ok(()) => info!(%uid, cut_connections = cut, "pod unenrolled"),
+            Err(err) => {
+                error!(%uid, error = %err, "traces of an unenrolled pod could not be removed");
+                let lost = Pod::lost(record, err);
+                table.pods.insert(uid, lost);
+            }
+        }
+        drop(done);
         released.map(|()| true)
     }
 
@@ -337,7 +382,7 @@ impl Enroller {
         blocking(move || {
             let netns = match &pod.hold {
                 Hold::Live { netns, .. } => Some(Arc::clone(netns)),
-                Hold::Leaving | Hold::Lost { .. } => reopen(&pod.record).ok().map(Arc::new),
+                Hold::Leaving(_) | Hold::Lost { .. } => reopen(&pod.record).ok().map(Arc::new),
             };
             kernel.release(netns.as_deref(), &pod.record)
         })
@@ -350,42 +395,29 @@ impl Enroller {
         for (path, err) in unreadable {
             error!(path = %path.display(), error = %err, "record of an enrolled pod is unreadable; its pod stays refused");
         }
-        let mut pods = self.0.pods.lock().await;
+        let pods = &mut self.0.table.lock().await.pods;
         for record in records {
             let uid = record.uid();
             let netns = reopen(&record);
             let outcome = match (record.phase, netns) {
-                (Phase::Captured, Ok(netns)) => {
-                    self.capture(&mut pods, netns, record.clone()).await
-                }
+                (Phase::Captured, Ok(netns)) => self.capture(pods, netns, record.clone()).await,
                 (Phase::Captured, Err(source)) => Err(EnrollError::Netns {
                     path: record.netns.clone(),
                     source,
                 }),
                 (Phase::Enrolling | Phase::Leaving, netns) => {
                     let (kernel, record) = (Arc::clone(&self.0.kernel), record.clone());
-                    let undone =
-                        blocking(move || kernel.release(netns.ok().as_ref(), &record)).await;
-                    if let Err(err) = undone {
-                        error!(%uid, error = %err, "a half-finished enrollment could not be undone");
-                    }
-                    continue;
+                    blocking(move || kernel.release(netns.ok().as_ref(), &record)).await
                 }
             };
-            match outcome {
-                Ok(()) => info!(%uid, "pod taken over"),
-                Err(err) => {
-                    error!(%uid, error = %err, "pod could not be taken over; its connections are refused until it is enrolled again or unenrolled");
-                    let problem = chain(&err);
-                    let hold = Hold::Lost { problem };
-                    pods.insert(
-                        uid,
-                        Pod {
-                            record,
-                            addresses: Vec::new(),
-                            hold,
-                        },
-                    );
+            match (record.phase, outcome) {
+                (Phase::Captured, Ok(())) => info!(%uid, "pod taken over"),
+                (Phase::Enrolling | Phase::Leaving, Ok(())) => {
+                    info!(%uid, "what an earlier daemon had not finished is undone");
+                }
+                (phase, Err(err)) => {
+                    error!(%uid, ?phase, error = %chain(&err), "pod could not be taken over; enroll it again or unenroll it");
+                    pods.insert(uid, Pod::lost(record, &err));
                 }
             }
         }
@@ -395,7 +427,7 @@ impl Enroller {
 
     fn status(&self, pod: &Pod) -> PodStatus {
         let (state, problem) = match &pod.hold {
-            Hold::Leaving => (PodState::Leaving, None),
+            Hold::Leaving(_) => (PodState::Leaving, None),
             Hold::Lost { problem } => (PodState::Defective, Some(problem.clone())),
             Hold::Live { netns, capture } => match self.0.kernel.defect(netns, capture) {
                 None => (PodState::Captured, None),

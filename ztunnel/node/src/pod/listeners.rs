@@ -3,9 +3,11 @@
 //! Their ports are whatever the kernel gives: connections come to them by `sk_lookup` alone.
 
 use std::io;
+use std::os::fd::AsFd as _;
 
+use ztunnel_abi::ANSWER_MARK;
 use ztunnel_sys::netns::NetNs;
-use ztunnel_sys::socket::{Family, Liveness, listen_any};
+use ztunnel_sys::socket::{Family, Liveness, listen_any, set_mark};
 
 use crate::capture::ListenerSet;
 
@@ -29,8 +31,10 @@ pub fn open_listeners(
         };
         let listen = || listen_any(family, BACKLOG, liveness);
         let set = |_| {
+            let outbound = listen()?;
+            set_mark(outbound.as_fd(), ANSWER_MARK)?;
             Ok(ListenerSet {
-                outbound: listen()?,
+                outbound,
                 inbound: listen()?,
                 hbone: listen()?,
             })
