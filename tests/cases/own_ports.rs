@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use lab::tester::{Check, Outcome};
 use lab::{Lab, Node, Place, Pod};
@@ -81,130 +81,91 @@ fn open_sockets(lab: &Lab) -> usize {
     lab.nodes().iter().map(of).sum()
 }
 
-fn logged(lab: &Lab) -> usize {
-    let of = |node: &Node| access::lines(node, &[]).len();
-    lab.nodes().iter().map(of).sum()
+fn loopback() -> [IpAddr; 2] {
+    [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
 }
 
-struct Calls {
-    lab: Lab,
-    sockets: usize,
-    made: usize,
+/// Client and server enrolled, near not.
+fn lab() -> Lab {
+    let lab = Lab::from_yaml(&format!("{}{TRAP}", MESH.trim_end())).unwrap();
+    lab.start_daemons().unwrap();
+    lab.enroll(&["shop/client", "shop/far"]).unwrap();
+    lab
 }
 
-impl Calls {
-    fn new() -> Self {
-        let lab = Lab::from_yaml(&format!("{}{}", MESH.trim_end(), TRAP)).unwrap();
-        lab.start_daemons().unwrap();
-        lab.enroll(&["shop/client", "shop/far"]).unwrap();
-        // The tunnels that calls may leave in a pool are there already.
-        let calls = Self {
-            lab,
-            sockets: 0,
-            made: 0,
-        };
-        calls.good();
-        let sockets = open_sockets(&calls.lab);
-        Self { sockets, ..calls }
-    }
+fn refused(from: &Place, to: SocketAddr) {
+    let Some(answer) = call(from, to) else { return };
+    // An alert says that TLS was expected, and nothing else.
+    let alert = answer.starts_with(&[0x15, 3]) && answer.len() < 16;
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(alert, "{} got an answer from {to}: {answer}", from.name());
+}
 
-    /// Nothing has an effect on a pod that calls another.
-    fn good(&self) {
-        let (client, far) = (self.lab.pod("shop/client"), self.lab.pod("shop/far"));
-        let _servers = [&client, &far].map(|pod| pod.serve().unwrap());
-        for ip in ["10.244.2.10", "fd00:2::10", "10.96.0.10", "10.96.0.12"] {
-            let report = client
-                .check(ip.parse().unwrap(), &Check::echo("hello"))
-                .unwrap();
-            assert_eq!(report.outcome, Outcome::Good, "{ip}: {report:?}");
-        }
-    }
+/// Makes all calls: each is refused, nothing goes on afterwards, and not more has happened than was asked for.
+fn all_refused(lab: &Lab, calls: &[(&Place, SocketAddr)]) {
+    let round = || calls.iter().for_each(|&(from, to)| refused(from, to));
+    round();
+    // Tunnels stay in their pools; a second round has no need for more of them.
+    let sockets = open_sockets(lab);
+    round();
+    eventually("all sockets of the second round are closed", || {
+        open_sockets(lab) <= sockets
+    });
+    let lines: usize = lab
+        .nodes()
+        .iter()
+        .map(|node| access::lines(node, &[]).len())
+        .sum();
+    let most = 2 * calls.len() * LINES_PER_CALL;
+    assert!(lines <= most, "{lines} lines for {} calls", 2 * calls.len());
 
-    fn refused(&mut self, from: &Place, to: SocketAddr) {
-        self.made += 1;
-        if let Some(answer) = call(from, to) {
-            // An alert says that TLS was expected, and nothing else.
-            let alert = answer.starts_with(&[0x15, 3]) && answer.len() < 16;
-            assert!(
-                alert,
-                "{} got an answer from {to}: {}",
-                from.name(),
-                String::from_utf8_lossy(&answer)
-            );
-        }
-    }
-
-    /// Nothing goes on any more, and not more has happened than was asked for.
-    fn quiet(self) {
-        let began = Instant::now();
-        eventually("the sockets are closed", || {
-            open_sockets(&self.lab) <= self.sockets + 8
-        });
-        let lines = logged(&self.lab);
-        assert!(
-            lines <= (self.made + 4) * LINES_PER_CALL,
-            "{lines} lines for {} calls",
-            self.made
-        );
-        self.good();
-        eprintln!(
-            "quiet after {:?}; {lines} lines for {} calls",
-            began.elapsed(),
-            self.made
-        );
+    let (client, far) = (lab.pod("shop/client"), lab.pod("shop/far"));
+    let _servers = [&client, &far].map(|pod| pod.serve().unwrap());
+    for ip in ["10.244.2.10", "fd00:2::10", "10.96.0.10", "10.96.0.12"] {
+        let check = Check::echo("hello");
+        let report = client.check(ip.parse().unwrap(), &check).unwrap();
+        assert_eq!(report.outcome, Outcome::Good, "{ip}: {report:?}");
     }
 }
 
 #[test]
 fn the_proxy_ports_are_refused_whoever_calls_them_by_whatever_way() {
-    let mut calls = Calls::new();
-    let pods = ["shop/client", "shop/far", "shop/near"].map(|key| calls.lab.pod(key));
-    let [client, far, near] = &pods;
-    let outside = calls.lab.outside().clone();
-    let node = address_of(calls.lab.node("node1"));
+    let lab = lab();
+    let pods = ["shop/client", "shop/far", "shop/near"].map(|key| lab.pod(key));
+    let [client, _, near] = &pods;
+    let mut ips = loopback().to_vec();
+    ips.push(address_of(lab.node("node1")));
+    ips.extend(pods.iter().flat_map(|pod| pod.ips()));
+    let mut calls = Vec::new();
     // Captured, not captured, not even in the cluster.
-    for from in [&**client, &**near, &outside] {
-        let mut ips: Vec<IpAddr> = vec!["127.0.0.1".parse().unwrap(), "::1".parse().unwrap(), node];
-        ips.extend(client.ips().iter().chain(far.ips()).chain(near.ips()));
-        for ip in ips {
-            for port in PORTS {
-                calls.refused(from, (ip, port).into());
-            }
+    for from in [&**client, &**near, lab.outside()] {
+        for &ip in &ips {
+            calls.extend(PORTS.map(|port| (from, (ip, port).into())));
         }
     }
     for vip in ["10.96.0.66", "10.96.0.10", "10.96.0.12"] {
-        for port in PORTS.into_iter().chain([1, 6, 8]) {
-            calls.refused(client, (vip.parse::<IpAddr>().unwrap(), port).into());
-        }
+        let vip: IpAddr = vip.parse().unwrap();
+        let ports = PORTS.into_iter().chain([1, 6, 8]);
+        calls.extend(ports.map(|port| (&**client, (vip, port).into())));
     }
-    calls.quiet();
+    all_refused(&lab, &calls);
 }
 
 #[test]
 fn the_ports_that_listeners_happen_to_have_lead_nowhere() {
-    let mut calls = Calls::new();
-    let pods = ["shop/client", "shop/far"].map(|key| calls.lab.pod(key));
+    let lab = lab();
+    let pods = ["shop/client", "shop/far"].map(|key| lab.pod(key));
     let [client, far] = &pods;
-    let outside = calls.lab.outside().clone();
-    for pod in [client, far] {
+    let mut calls = Vec::new();
+    for pod in &pods {
         let ports = listening(pod);
-        assert!(
-            !ports.is_empty(),
-            "the proxy of {} listens nowhere",
-            pod.key()
-        );
-        let mut ips: Vec<IpAddr> = pod.ips().to_vec();
-        ips.extend([
-            "127.0.0.1".parse::<IpAddr>().unwrap(),
-            "::1".parse().unwrap(),
-        ]);
+        assert!(!ports.is_empty(), "nobody listens in {}", pod.key());
         for port in ports {
-            for &ip in &ips {
-                for from in [&**client, &**far, &outside] {
-                    calls.refused(from, (ip, port).into());
-                }
+            for from in [&**client, &**far, lab.outside()] {
+                let ips = pod.ips().iter().copied().chain(loopback());
+                calls.extend(ips.map(|ip| (from, (ip, port).into())));
             }
         }
     }
-    calls.quiet();
+    all_refused(&lab, &calls);
 }
