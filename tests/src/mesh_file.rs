@@ -374,7 +374,8 @@ impl MeshFile {
         }
         for policy in &self.policies {
             check_name("namespace", &policy.namespace)?;
-            check_name("policy", &policy.name)?;
+            // Those that Istio makes of other resources have underscores.
+            check_name("policy", &policy.name.replace('_', "-"))?;
             for text in policy
                 .rules
                 .iter()

@@ -40,6 +40,8 @@ pub(crate) struct Shared {
 pub(crate) struct MeshState {
     pub(crate) file: MeshFile,
     pub(crate) enrolled: BTreeSet<String>,
+    /// Names of resources that nobody can read.
+    pub(crate) nonsense: BTreeSet<String>,
 }
 
 /// What clients are connected, and what they answered.
@@ -72,6 +74,7 @@ impl Shared {
             mesh: Mutex::new(MeshState {
                 file: mesh,
                 enrolled,
+                nonsense: BTreeSet::new(),
             }),
             snapshots: watch::Sender::new(Arc::new(first)),
             tokens: Mutex::new(tokens),
@@ -93,7 +96,8 @@ impl Shared {
             ));
         }
         self.snapshots.send_modify(|snapshot| {
-            *snapshot = Arc::new(snapshot.next(&state.file, &state.enrolled));
+            let next = snapshot.next(&state.file, &state.enrolled);
+            *snapshot = Arc::new(next.with_nonsense(&state.nonsense));
         });
         result
     }

@@ -223,6 +223,24 @@ pub fn listen_any(family: Family, backlog: i32, liveness: Liveness) -> io::Resul
     Ok(fd)
 }
 
+/// The port that a TCP socket is bound to.
+///
+/// # Errors
+/// When it is no such socket.
+pub fn local_port(fd: BorrowedFd<'_>) -> io::Result<u16> {
+    let bound: SockaddrStorage = nix::sys::socket::getsockname(fd.as_raw_fd())?;
+    let v4 = bound
+        .as_sockaddr_in()
+        .map(nix::sys::socket::SockaddrIn::port);
+    let v6 = || {
+        bound
+            .as_sockaddr_in6()
+            .map(nix::sys::socket::SockaddrIn6::port)
+    };
+    v4.or_else(v6)
+        .ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
 fn set_raw(
     fd: BorrowedFd<'_>,
     level: libc::c_int,

@@ -162,6 +162,7 @@ async fn reach(
         let mesh = inner.pod.mesh.load();
         let app = target(&mesh, &workload, authority, tunnel.local)?;
         record.dst = Some(app.0);
+        inner.refuse_own_ports(app)?;
         (app, authorize(&mesh, &workload, peer, app)?)
     };
     let app = inner.deliver(permit, tunnel.client, app).await?;

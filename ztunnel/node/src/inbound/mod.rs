@@ -1,8 +1,8 @@
 //! Connections to the apps of a pod: streams of tunnels that end here, and plain TCP.
 //!
-//! Invariants: nothing reaches an app without a `Permit`. An app sees the address of the TCP peer as its client. A
-//! stream is accepted towards its client only after the app has accepted it. A stream that fails takes no other with
-//! it.
+//! Invariants: nothing reaches an app without a `Permit`, and nothing the proxy's own listeners. An app sees the
+//! address of the TCP peer as its client. A stream is accepted towards its client only after the app has accepted it. A
+//! stream that fails takes no other with it.
 //!
 //! Absent for now: judging live connections again when policy changes, the PROXY protocol.
 
@@ -88,6 +88,15 @@ fn addresses(accepted: &TcpStream) -> Option<(ClientAddr, SocketAddr)> {
 }
 
 impl Inner {
+    /// Refuses what the proxy would connect to itself: besides the well-known ports, those that its listeners in this
+    /// pod happen to have.
+    fn refuse_own_ports(&self, app: AppAddr) -> Result<(), InboundError> {
+        if self.pod.is_listener(app.0.port()) {
+            return Err(InboundError::Loop { app });
+        }
+        Ok(())
+    }
+
     /// Connects to the app. The permit is spent: it was for this connection.
     async fn deliver(
         &self,
