@@ -65,9 +65,7 @@ fn many_connections_from_low_ports_through_tunnels_all_work() {
     let lab = enrolled().unwrap();
     let (client, far) = (lab.pod("shop/client"), lab.pod("shop/far"));
     let _server = far.serve().unwrap();
-    for &to in far.ips() {
-        all_work(&client, own_address(client.ips(), to), to);
-    }
+    all_work(&client, client.v4().unwrap(), far.v4().unwrap());
 }
 
 #[test]
