@@ -40,22 +40,15 @@ impl Evidence {
             "  {} packets, {} bytes in all",
             self.seen.packets, self.seen.bytes
         );
-        println!(
-            "  {:>6} bytes on port {HBONE_PORT}, TLS",
-            self.seen.on_port(HBONE_PORT)
-        );
-        println!(
-            "  {:>6} bytes on the ports of the application",
-            self.plain_bytes()
-        );
-        println!(
-            "  {MARKER:?} in plaintext: {}",
-            times(self.seen.marker(MARKER))
-        );
+        self.show_wire();
     }
 
     pub(crate) fn show_plain(&self) {
         println!("The same request now:");
+        self.show_wire();
+    }
+
+    fn show_wire(&self) {
         println!(
             "  {:>6} bytes on port {HBONE_PORT}, TLS",
             self.seen.on_port(HBONE_PORT)
