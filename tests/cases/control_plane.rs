@@ -1,6 +1,7 @@
 //! The control plane: its changes are followed while traffic runs, and it may be away without anybody noticing.
 
 use std::fs;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use lab::Lab;
@@ -20,12 +21,16 @@ fn check(lab: &Lab, to: &str) -> Report {
         .unwrap()
 }
 
-/// The address is not, or no longer, anybody's: what the pod sends there comes to nothing.
+/// Whether the mesh has nothing to say about the address: then a connection leaves the pod for it just as it is.
 fn is_gone(lab: &Lab, to: &str) -> bool {
     let client = lab.pod("shop/client");
+    let to: IpAddr = to.parse().unwrap();
+    let link = client.tap(&[]).unwrap();
     let check = Check::echo("hello").timeout(Duration::from_millis(300));
-    let report = client.check(to.parse().unwrap(), &check).unwrap();
-    report.outcome != Outcome::Good
+    let report = client.check(to, &check).unwrap();
+    let seen = link.stop().unwrap();
+    let left = seen.tcp_opened.contains_key(&(to, Service::Echo.port()));
+    left && report.outcome != Outcome::Good
 }
 
 /// Puts a service with the VIP [`MORE_VIP`] into the mesh, or takes it out again.

@@ -21,9 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// endpoint address.
 const LINES_PER_CALL: usize = 3;
 
-/// A service whose ports lead into the proxy of its endpoint.
-const TRAP: &str = "
-  - {name: trap, namespace: shop, addresses: [10.96.0.66], ports: {1: 15001, 6: 15006, 8: 15008}, workloads: [far, client]}
+/// Services whose ports lead into the proxy of their endpoint.
+const TRAPS: &str = "
+  - {name: trap, namespace: shop, addresses: [10.96.0.66], ports: {1: 15001, 6: 15006, 8: 15008}, workloads: [far]}
+  - {name: own-trap, namespace: shop, addresses: [10.96.0.67], ports: {1: 15001, 6: 15006, 8: 15008}, workloads: [client]}
 ";
 
 /// Makes a call and says what came of it; nothing when it was refused in some way, the answer when there was one.
@@ -87,7 +88,7 @@ fn loopback() -> [IpAddr; 2] {
 
 /// Client and server enrolled, near not.
 fn lab() -> Lab {
-    let lab = Lab::from_yaml(&format!("{}{TRAP}", MESH.trim_end())).unwrap();
+    let lab = Lab::from_yaml(&format!("{}{TRAPS}", MESH.trim_end())).unwrap();
     lab.start_daemons().unwrap();
     lab.enroll(&["shop/client", "shop/far"]).unwrap();
     lab
@@ -143,7 +144,7 @@ fn the_proxy_ports_are_refused_whoever_calls_them_by_whatever_way() {
             calls.extend(PORTS.map(|port| (from, (ip, port).into())));
         }
     }
-    for vip in ["10.96.0.66", "10.96.0.10", "10.96.0.12"] {
+    for vip in ["10.96.0.66", "10.96.0.67", "10.96.0.10", "10.96.0.12"] {
         let vip: IpAddr = vip.parse().unwrap();
         let ports = PORTS.into_iter().chain([1, 6, 8]);
         calls.extend(ports.map(|port| (&**client, (vip, port).into())));
