@@ -48,12 +48,12 @@ impl Api {
         self.ask(&json!({"unenroll": {"uid": uid}}))
     }
 
-    /// The daemon's pods, by `namespace/name`: state and what is wrong.
+    /// The daemon's pods in the order of their `namespace/name`: state and what is wrong.
     pub(crate) fn states(&mut self) -> std::io::Result<Vec<(String, String, Option<String>)>> {
         let answer = self.ask(&json!({"pods": {}}))?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let pods = answer["pods"].as_array().cloned().unwrap_or_default();
-        Ok(pods
+        let mut states: Vec<_> = pods
             .iter()
             .map(|pod| {
                 let key = format!("{}/{}", text(&pod["namespace"]), text(&pod["name"]));
@@ -63,7 +63,9 @@ impl Api {
                     pod["problem"].as_str().map(str::to_owned),
                 )
             })
-            .collect())
+            .collect();
+        states.sort();
+        Ok(states)
     }
 }
 

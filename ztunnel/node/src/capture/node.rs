@@ -63,6 +63,14 @@ impl NodeClaim {
     }
 }
 
+/// A daemon that did not get as far as capturing leaves no directory behind.
+impl Drop for NodeClaim {
+    fn drop(&mut self) {
+        // Fails while there is something in it, which is right.
+        drop(fs::remove_dir(&self.base));
+    }
+}
+
 /// The capture of one node.
 pub struct NodeCapture {
     base: PathBuf,

@@ -265,6 +265,17 @@ impl Enroller {
                 Hold::Live { netns, capture } if same => {
                     return self.0.kernel.repair(netns, capture, &pod.record);
                 }
+                // Still refused since it could not be taken over. As then, and not from the start: that would open
+                // it for a moment.
+                Hold::Lost { .. } if same && pod.record.phase == Phase::Captured => {
+                    let record = Record {
+                        netns: request.netns,
+                        ..pod.record.clone()
+                    };
+                    self.capture(pods, netns, record).await?;
+                    info!(uid = %request.uid, pod = %request.pod, "pod taken over after all");
+                    return Ok(true);
+                }
                 // The same uid in another namespace: a new sandbox of the pod. The old one is dead.
                 Hold::Live { .. } | Hold::Lost { .. } => {
                     self.replace(pods, &request.uid).await?;
