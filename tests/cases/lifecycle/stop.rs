@@ -55,6 +55,8 @@ fn after_sigterm_open_connections_go_on_new_ones_fail_and_the_next_daemon_takes_
     // It does not wait for the deadline when there is nothing to wait for.
     let ended = node.daemon(|daemon| daemon.process().wait(PATIENCE));
     assert_eq!(ended.unwrap().code(), Some(0));
+    assert_cut_off(&client, &far, "not in the clear");
+    assert_cut_off(lab.outside(), &client, "not in the clear");
     for tap in taps {
         assert_eq!(tap.stop().unwrap().marker("not in the clear"), 0);
     }
