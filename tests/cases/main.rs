@@ -2,10 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test a panic is how it fails")]
 
+mod access;
+mod control_plane;
 mod demo;
 mod enrollment;
+mod hostile;
 mod identity;
 mod lifecycle;
 mod local_api;
 mod mesh;
+mod no_way;
+mod own_ports;
+mod policy;
 mod traffic;

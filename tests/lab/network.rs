@@ -39,8 +39,9 @@ fn pods_nodes_and_the_outside_reach_each_other_and_see_real_addresses() {
         reaches(&client, OUTSIDE_HOST_V6.parse().unwrap()),
         client.v6().unwrap()
     );
-    reaches(lab.outside(), web.v4().unwrap());
-    reaches(lab.outside(), web.v6().unwrap());
+    for (ip, own) in web.ips().iter().zip([OUTSIDE_HOST_V4, OUTSIDE_HOST_V6]) {
+        assert_eq!(reaches(lab.outside(), *ip).to_string(), own);
+    }
     reaches(lab.node("node1"), web.v4().unwrap());
     reaches(lab.node("node2"), web.v6().unwrap());
 }

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, LabError, Result};
 
+/// The names of links that lead to a node have this and `to-`, and the kernel gives them fifteen.
+const LONGEST_NODE_NAME: usize = 12;
+
 /// Everything the control plane knows, and what the lab builds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -337,6 +340,14 @@ impl MeshFile {
             ));
         }
         unique("node", self.nodes.iter().cloned())?;
+        for node in &self.nodes {
+            check_name("node", node)?;
+            if node.len() > LONGEST_NODE_NAME {
+                return Err(LabError::new(format!(
+                    "node `{node}` has more than {LONGEST_NODE_NAME} letters"
+                )));
+            }
+        }
         unique("workload", self.workloads.iter().map(Workload::key))?;
         unique("service", self.services.iter().map(Service::key))?;
         unique("hostname", self.services.iter().map(Service::hostname))?;
@@ -363,7 +374,8 @@ impl MeshFile {
         }
         for policy in &self.policies {
             check_name("namespace", &policy.namespace)?;
-            check_name("policy", &policy.name)?;
+            // Those that Istio makes of other resources have underscores.
+            check_name("policy", &policy.name.replace('_', "-"))?;
             for text in policy
                 .rules
                 .iter()

@@ -115,6 +115,13 @@ impl ControlPlane {
         self.write_mesh()
     }
 
+    /// Announces, besides the mesh, resources of these names that nobody can read; none takes all of them back.
+    pub fn announce_nonsense(&self, names: &[&str]) {
+        self.shared.change(|state| {
+            state.nonsense = names.iter().map(|&name| name.to_owned()).collect();
+        });
+    }
+
     /// Says of a pod that it is enrolled, or no longer, as the node agent does with an annotation.
     pub(crate) fn set_enrolled(&self, key: &str, enrolled: bool) {
         self.shared.change(|state| {

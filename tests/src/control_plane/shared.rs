@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
@@ -40,6 +40,8 @@ pub(crate) struct Shared {
 pub(crate) struct MeshState {
     pub(crate) file: MeshFile,
     pub(crate) enrolled: BTreeSet<String>,
+    /// Names of resources that nobody can read.
+    pub(crate) nonsense: BTreeSet<String>,
 }
 
 /// What clients are connected, and what they answered.
@@ -72,6 +74,7 @@ impl Shared {
             mesh: Mutex::new(MeshState {
                 file: mesh,
                 enrolled,
+                nonsense: BTreeSet::new(),
             }),
             snapshots: watch::Sender::new(Arc::new(first)),
             tokens: Mutex::new(tokens),
@@ -86,15 +89,15 @@ impl Shared {
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut MeshState) -> T) -> T {
         let mut state = lock(&self.mesh);
         let result = change(&mut state);
-        // In place, not by renaming: this very file is mounted in every namespace of the lab.
-        if let Err(err) = fs::write(&self.hosts, hosts_table(&state.file)) {
+        if let Err(err) = write_hosts(&self.hosts, &hosts_table(&state.file)) {
             self.log(&format!(
                 "mesh: cannot write {}: {err}",
                 self.hosts.display()
             ));
         }
         self.snapshots.send_modify(|snapshot| {
-            *snapshot = Arc::new(snapshot.next(&state.file, &state.enrolled));
+            let next = snapshot.next(&state.file, &state.enrolled);
+            *snapshot = Arc::new(next.with_nonsense(&state.nonsense));
         });
         result
     }
@@ -148,6 +151,18 @@ impl Sessions {
         }
         self.answers.push(answer);
     }
+}
+
+/// Changes the file in place, not by renaming: this very file is mounted in every namespace of the lab. Nor is it
+/// ever empty: somebody who looked up a name just then would go on to ask a DNS server that is not there, and wait
+/// five seconds for it. What all tables begin with is overwritten by itself.
+fn write_hosts(path: &Path, table: &str) -> io::Result<()> {
+    if fs::read(path)? == table.as_bytes() {
+        return Ok(());
+    }
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    file.write_all(table.as_bytes())?;
+    file.set_len(table.len() as u64)
 }
 
 /// Host names of services and of the control plane: what cluster DNS would say.

@@ -53,6 +53,15 @@ impl Snapshot {
         }
     }
 
+    /// The same, and among the addresses resources of these names that nobody can read.
+    pub(crate) fn with_nonsense(mut self, names: &BTreeSet<String>) -> Self {
+        let nonsense = names
+            .iter()
+            .map(|name| (name.clone(), Arc::new(Entry::new(Body::Nonsense))));
+        self.types[0].extend(nonsense);
+        self
+    }
+
     /// All resources of a type, by name.
     pub(crate) fn of_type(&self, kind: usize) -> &BTreeMap<String, Arc<Entry>> {
         &self.types[kind]
@@ -74,7 +83,7 @@ impl Entry {
     /// As it goes on the wire. Policies carry no version there, as with Istio.
     pub(crate) fn resource(&self, kind: usize, name: &str) -> Resource {
         let version = match &self.body {
-            Body::Address(_) => self.version.clone(),
+            Body::Address(_) | Body::Nonsense => self.version.clone(),
             Body::Authorization(_) => String::new(),
         };
         Resource {

@@ -21,6 +21,8 @@ use crate::mesh_file::{
 pub(crate) enum Body {
     Address(Box<workload::Address>),
     Authorization(security::Authorization),
+    /// Bytes that are no message.
+    Nonsense,
 }
 
 impl Body {
@@ -28,6 +30,7 @@ impl Body {
         match self {
             Self::Address(message) => message.encode_to_vec(),
             Self::Authorization(message) => message.encode_to_vec(),
+            Self::Nonsense => vec![0xff; 3],
         }
     }
 }

@@ -20,6 +20,8 @@ use crate::place::Place;
 
 /// How long an attempt may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How rustls says that the other side refused.
+const ALERT: &str = "received fatal alert";
 /// What is read of an answer's body.
 const BODY_LIMIT: usize = 1 << 20;
 
@@ -263,12 +265,15 @@ async fn send_and_read(
 
 impl Refusal {
     fn new(stage: Stage, err: &io::Error) -> Self {
-        let is_tls = err
-            .get_ref()
-            .is_some_and(|inner| inner.is::<rustls::Error>());
+        let detail = err.to_string();
+        // What comes out of `h2` has only the text of the error left.
+        let is_tls = detail.contains(ALERT)
+            || err
+                .get_ref()
+                .is_some_and(|inner| inner.is::<rustls::Error>());
         Self {
             stage: if is_tls { Stage::Tls } else { stage },
-            detail: err.to_string(),
+            detail,
         }
     }
 

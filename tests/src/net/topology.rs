@@ -127,16 +127,14 @@ impl Topology {
                 if pod.node == number {
                     pod.node_side()
                 } else {
-                    pod.routes("add", |family| {
-                        address_on_link(number, pod.node, pod.node, family)
-                    })
+                    pod.routes("add", |family| way_from_node(number, pod.node, family))
                 }
             });
             batches.push((node, lines.collect()));
         }
         let lines = pods
             .iter()
-            .map(|pod| pod.routes("add", |family| address_to_outside(pod.node, false, family)));
+            .map(|pod| pod.routes("add", |family| way_from_outside(pod.node, family)));
         batches.push((&self.outside, lines.collect()));
         in_parallel(&batches)?;
         wait_until_up(pods.iter().map(|pod| &pod.ns).chain(&self.nodes))?;
@@ -151,13 +149,11 @@ impl Topology {
             let lines = if number == pod.node {
                 format!("link del {}\n", pod.link)
             } else {
-                pod.routes("del", |family| {
-                    address_on_link(number, pod.node, pod.node, family)
-                })
+                pod.routes("del", |family| way_from_node(number, pod.node, family))
             };
             batches.push((node, lines));
         }
-        let lines = pod.routes("del", |family| address_to_outside(pod.node, false, family));
+        let lines = pod.routes("del", |family| way_from_outside(pod.node, family));
         batches.push((&self.outside, lines));
         in_parallel(&batches)
     }
@@ -208,13 +204,12 @@ impl Topology {
                 lines += "link set to-outside up\n";
                 outside += &format!("link set {} up\n", to(node));
                 lines += &format!("route add default via {far} src {own}\n");
-                outside += &format!("route add {own} via {near}\n");
+                outside += &format!("route add {own} {}\n", way_from_outside(number, family));
                 for (other_number, other) in self.nodes.iter().enumerate() {
                     if other_number == number {
                         continue;
                     }
                     let near = address_on_link(number, other_number, number, family);
-                    let far = address_on_link(number, other_number, other_number, family);
                     let theirs = node_address(other_number, family);
                     lines += &format!(
                         "addr add {near}/{length} dev {}{}\n",
@@ -222,7 +217,10 @@ impl Topology {
                         family.nodad()
                     );
                     lines += &format!("link set {} up\n", to(other));
-                    lines += &format!("route add {theirs} via {far} src {own}\n");
+                    lines += &format!(
+                        "route add {theirs} {}\n",
+                        way_from_node(number, other_number, family)
+                    );
                 }
             }
             batches.push((node, lines));
@@ -270,11 +268,11 @@ impl PodNet {
         lines
     }
 
-    /// Routes to it elsewhere, each by the gateway of its family.
-    fn routes(&self, verb: &str, via: impl Fn(Family) -> String) -> String {
+    /// Routes to it elsewhere, each by the way of its family.
+    fn routes(&self, verb: &str, way: impl Fn(Family) -> String) -> String {
         let route = |address: &IpAddr| {
             let family = Family::of(address);
-            format!("route {verb} {address} via {}\n", via(family))
+            format!("route {verb} {address} {}\n", way(family))
         };
         self.addresses.iter().map(route).collect()
     }
@@ -340,6 +338,21 @@ fn address_to_outside(node: usize, outside: bool, family: Family) -> String {
         Family::V4 => format!("10.254.{node}.{host}"),
         Family::V6 => format!("fd00:254:0:{node:x}::{host}"),
     }
+}
+
+/// How a node reaches what is on another, and by which own address.
+fn way_from_node(node: usize, other: usize, family: Family) -> String {
+    let gateway = address_on_link(node, other, other, family);
+    format!("via {gateway} src {}", node_address(node, family))
+}
+
+/// How the outside reaches what is on a node, and by which own address.
+fn way_from_outside(node: usize, family: Family) -> String {
+    let own = match family {
+        Family::V4 => OUTSIDE_HOST_V4,
+        Family::V6 => OUTSIDE_HOST_V6,
+    };
+    format!("via {} src {own}", address_to_outside(node, false, family))
 }
 
 fn veth(a: (&Namespace, &str), b: (&Namespace, &str)) -> String {

@@ -30,6 +30,8 @@ pub struct OwnPod {
     pub network: Arc<str>,
     pub mesh: MeshReader,
     pub net: PodNet,
+    /// The ports of the proxy's listeners in the pod.
+    ports: Arc<[u16]>,
     identities: Identities,
     /// The identity used last: its certificate is at hand without a lock.
     hold: RefCell<Option<Rc<IdentityHold>>>,
@@ -56,6 +58,7 @@ impl OwnPod {
         mesh: MeshReader,
         identities: Identities,
         net: PodNet,
+        ports: Arc<[u16]>,
     ) -> Self {
         Self {
             name,
@@ -63,9 +66,16 @@ impl OwnPod {
             network,
             mesh,
             net,
+            ports,
             identities,
             hold: RefCell::default(),
         }
+    }
+
+    /// Whether it is one of the proxy's own listeners that listens on `port` of the pod.
+    #[must_use]
+    pub fn is_listener(&self, port: u16) -> bool {
+        self.ports.contains(&port)
     }
 
     /// What the mesh knows of it; waits a bounded time for the control plane.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -108,38 +109,45 @@ pub fn set_mark(fd: BorrowedFd<'_>, mark: u32) -> io::Result<()> {
     Ok(sockopt::Mark.set(&fd, &mark)?)
 }
 
-/// Binds a transparent socket to `source` with a port below the range that clients draw from, so that its
-/// tuple cannot equal the one of the connection it stands for. `avoid` is never chosen. `draw` gives random numbers.
+/// Binds a transparent socket to the address of `client` and a port that is not likely to be one of the client's:
+/// with the same port both tuples, of its connection and of the one that stands for it, would be the same, and
+/// neither the packets of one nor those of the other would find their socket. `draw` gives random numbers.
 ///
 /// # Errors
-/// When no port is free after a bounded number of tries.
+/// When no port is free after a bounded number of tries. That another connection has the whole tuple already is
+/// told by `connect`, with `AddrNotAvailable`.
 pub fn bind_as(
     fd: BorrowedFd<'_>,
-    source: IpAddr,
-    avoid: u16,
+    client: SocketAddr,
     mut draw: impl FnMut() -> u16,
 ) -> io::Result<()> {
-    /// Below the kernel's default `ip_local_port_range` of 32768 to 60999, above what services listen on.
-    const PORTS: std::ops::Range<u16> = 10_240..32_768;
     const TRIES: usize = 32;
 
     // Only the whole tuple must be unique, which connect checks.
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    let ports = ports_beside(client.port());
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..TRIES {
-        let port = PORTS.start + draw() % (PORTS.end - PORTS.start);
-        if port == avoid {
-            continue;
-        }
+        let port = ports.start + draw() % (ports.end - ports.start);
         match bind(
             fd.as_raw_fd(),
-            &SockaddrStorage::from(SocketAddr::new(source, port)),
+            &SockaddrStorage::from(SocketAddr::new(client.ip(), port)),
         ) {
             Ok(()) => return Ok(()),
             Err(err) => last = err.into(),
         }
     }
     Err(last)
+}
+
+/// Ports that a client does not draw from, going by the one that it has.
+fn ports_beside(taken: u16) -> Range<u16> {
+    /// Below the kernel's default `ip_local_port_range` of 32768 to 60999, above what services listen on.
+    const LOW: Range<u16> = 10_240..32_768;
+    /// For clients that are set to draw low ones.
+    const HIGH: Range<u16> = 32_768..u16::MAX;
+
+    if LOW.contains(&taken) { HIGH } else { LOW }
 }
 
 /// The kernel's cookie for the namespace of the calling thread.
@@ -213,6 +221,24 @@ pub fn listen_any(family: Family, backlog: i32, liveness: Liveness) -> io::Resul
     )?;
     nix::sys::socket::listen(&fd, nix::sys::socket::Backlog::new(backlog)?)?;
     Ok(fd)
+}
+
+/// The port that a TCP socket is bound to.
+///
+/// # Errors
+/// When it is no such socket.
+pub fn local_port(fd: BorrowedFd<'_>) -> io::Result<u16> {
+    let bound: SockaddrStorage = nix::sys::socket::getsockname(fd.as_raw_fd())?;
+    let v4 = bound
+        .as_sockaddr_in()
+        .map(nix::sys::socket::SockaddrIn::port);
+    let v6 = || {
+        bound
+            .as_sockaddr_in6()
+            .map(nix::sys::socket::SockaddrIn6::port)
+    };
+    v4.or_else(v6)
+        .ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
 fn set_raw(

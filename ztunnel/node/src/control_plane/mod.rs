@@ -158,6 +158,16 @@ impl Endpoint {
         Ok(metadata)
     }
 
+    /// What to look at when the control plane does not take us for whom we say we are.
+    #[must_use]
+    pub fn credentials(&self) -> String {
+        let cluster_id = &self.cluster_id;
+        match &self.token {
+            Some(token) => format!("the token in {}, cluster id {cluster_id:?}", token.origin()),
+            None => "no token is set".to_owned(),
+        }
+    }
+
     fn extra_headers(&self, metadata: &mut MetadataMap) -> Result<(), ControlPlaneError> {
         for (name, value) in &self.headers {
             let bad = || ControlPlaneError::BadHeader { name: name.clone() };

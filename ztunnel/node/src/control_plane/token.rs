@@ -41,12 +41,17 @@ pub enum TokenSource {
 }
 
 impl TokenSource {
-    /// The value of the `authorization` header.
-    pub(super) fn bearer(&self) -> Result<AsciiMetadataValue, ControlPlaneError> {
-        let origin = || match self {
+    /// Where to look when it is not the right one.
+    pub(super) fn origin(&self) -> String {
+        match self {
             Self::File(path) => path.display().to_string(),
             Self::Literal(_) => "the settings".to_owned(),
-        };
+        }
+    }
+
+    /// The value of the `authorization` header.
+    pub(super) fn bearer(&self) -> Result<AsciiMetadataValue, ControlPlaneError> {
+        let origin = || self.origin();
         let bad = || ControlPlaneError::BadToken { origin: origin() };
         let read;
         let token = match self {

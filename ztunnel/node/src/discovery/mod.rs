@@ -66,6 +66,7 @@ pub async fn run(
 ) {
     let DiscoveryConfig { endpoint, node } = cfg;
     let address = endpoint.address.to_string();
+    let credentials = endpoint.credentials();
     let connect = || Ok((endpoint.channel()?, endpoint.metadata()?));
     let discovery = Discovery {
         session: AdsSession::new(node.to_proto()),
@@ -75,7 +76,7 @@ pub async fn run(
     };
     tokio::select! {
         () = shutdown.started() => {}
-        () = discovery.follow(&address, connect) => {}
+        () = discovery.follow(&address, &credentials, connect) => {}
     }
 }
 
@@ -107,6 +108,7 @@ impl Discovery {
     async fn follow(
         mut self,
         address: &str,
+        credentials: &str,
         connect: impl Fn() -> Result<(Channel, MetadataMap), ControlPlaneError>,
     ) {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
@@ -126,6 +128,7 @@ impl Discovery {
             warn!(
                 address,
                 error = with_causes(&error),
+                check = error.is_about_credentials().then_some(credentials),
                 responses,
                 retry_in = ?pause,
                 "discovery stream lost"
@@ -234,6 +237,17 @@ impl Discovery {
 }
 
 impl StreamError {
+    /// Whether the control plane answered, and that it does not know us or does not want us.
+    fn is_about_credentials(&self) -> bool {
+        match self {
+            Self::Open(status) | Self::Broken(status) => matches!(
+                status.code(),
+                Code::Unauthenticated | Code::PermissionDenied
+            ),
+            Self::ControlPlane(_) | Self::OpenTimeout | Self::Ended | Self::AnswerTimeout => false,
+        }
+    }
+
     /// How to start the next stream: the list of what we have may be too long for the control plane's limit.
     fn resume(&self) -> Resume {
         match self {

@@ -153,7 +153,7 @@ impl Client {
             metadata.insert("authorization", "Bearer x".parse().unwrap());
             Ok((endpoint.connect_lazy(), metadata))
         };
-        let task = tokio::spawn(async move { discovery.follow("test", connect).await });
+        let task = tokio::spawn(async move { discovery.follow("test", "", connect).await });
         Self { mesh, synced, task }
     }
 

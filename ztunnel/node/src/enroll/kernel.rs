@@ -25,8 +25,8 @@ use ztunnel_sys::sysctl;
 
 use super::EnrollError;
 use super::record::{Phase, Record, Records};
-use crate::capture::{ListenerSet, NodeCapture, PodCapture, PodCaptures, settings};
-use crate::pod::open_listeners;
+use crate::capture::{NodeCapture, PodCapture, PodCaptures, settings};
+use crate::pod::{Listeners, open_listeners};
 
 const MARKS: Marks = Marks {
     capture: CAPTURE_MARK,
@@ -53,7 +53,7 @@ pub(super) struct Kernel {
 /// A pod whose capture is in place.
 pub(super) struct Captured {
     pub(super) capture: PodCapture,
-    pub(super) listeners: Vec<ListenerSet>,
+    pub(super) listeners: Listeners,
     pub(super) addresses: Vec<IpAddr>,
     pub(super) record: Record,
 }
@@ -113,7 +113,7 @@ impl Kernel {
         &self,
         netns: &NetNs,
         record: &mut Record,
-    ) -> Result<(PodCapture, Vec<ListenerSet>, Vec<IpAddr>), EnrollError> {
+    ) -> Result<(PodCapture, Listeners, Vec<IpAddr>), EnrollError> {
         let (interfaces, before) = netns
             .run(|| io::Result::Ok((interfaces()?, changed_sysctls()?)))
             .and_then(|inspected| inspected)
@@ -133,7 +133,7 @@ impl Kernel {
             open_listeners(netns, self.workers, self.liveness).map_err(EnrollError::Listen)?;
         let mut capture = self.captures.open(netns)?;
         capture.set_settings(&settings(&addresses, self.workers, 0))?;
-        capture.set_listeners(&listeners)?;
+        capture.set_listeners(&listeners.sets)?;
         capture.attach(netns)?;
         self.route(netns, record, &interfaces)?;
         record.phase = Phase::Captured;

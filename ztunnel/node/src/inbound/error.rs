@@ -19,6 +19,8 @@ pub(super) enum InboundError {
     Unknown(#[from] WorkloadUnknown),
     #[error("{}", .0.detail)]
     Refused(Refusal),
+    #[error("{app} is a port of the proxy itself")]
+    Loop { app: AppAddr },
     #[error("connect to the app at {app} timed out after {after:?}")]
     AppTimeout { app: AppAddr, after: Duration },
     #[error("connect to the app at {app} failed")]
@@ -43,6 +45,7 @@ impl InboundError {
             Self::BadConnect(_) => Reason::BadRequest,
             Self::Unknown(_) => Reason::WorkloadUnknown,
             Self::Refused(refusal) => refusal.reason,
+            Self::Loop { .. } => Reason::Loop,
             Self::AppTimeout { .. } | Self::App { .. } => Reason::DestinationUnreachable,
             Self::ClientGone(_) => Reason::Reset,
         }

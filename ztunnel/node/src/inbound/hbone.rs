@@ -5,7 +5,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 use tracing::debug;
 use ztunnel_hbone::Authority;
 use ztunnel_mesh::Workload;
@@ -14,8 +13,8 @@ use ztunnel_mesh::authorize::{Peer, authorize};
 use ztunnel_mesh::inbound::{self, target};
 use ztunnel_mesh::reason::Reason;
 
+use super::Inner;
 use super::error::InboundError;
-use super::{Inner, WAITING};
 use crate::identity::IdentityError;
 use crate::own_pod::{WorkloadUnknown, baggage};
 use crate::relay::{self, ResetOnDrop};
@@ -25,8 +24,10 @@ use crate::tunnel::{AcceptError, Incoming, Request, TunnelFacts, accept};
 /// Why a connection to 15008 did not become a tunnel.
 #[derive(Debug, thiserror::Error)]
 enum TunnelRefused {
-    #[error("too many connections wait for their tls handshake")]
+    #[error("too many tls handshakes at the same time, all of them new")]
     TooMany,
+    #[error("too many tls handshakes at the same time, and this one took the longest")]
+    TooSlow,
     #[error(transparent)]
     Unknown(#[from] WorkloadUnknown),
     #[error(transparent)]
@@ -38,7 +39,7 @@ enum TunnelRefused {
 impl TunnelRefused {
     fn reason(&self) -> Reason {
         match self {
-            Self::TooMany => Reason::Overloaded,
+            Self::TooMany | Self::TooSlow => Reason::Overloaded,
             Self::Unknown(_) => Reason::WorkloadUnknown,
             Self::Identity(err) => err.reason(),
             Self::Accept(err) => err.reason(),
@@ -91,31 +92,16 @@ pub(super) async fn serve(
 }
 
 async fn make_tunnel(inner: &Inner, accepted: TcpStream) -> Result<Incoming, TunnelRefused> {
-    let _turn = turn(inner).await?;
-    let workload = inner.pod.workload().await?;
-    let credential = inner.pod.credential(&workload).await?;
-    Ok(accept(accepted, credential.server_config(), &inner.settings).await?)
-}
-
-/// Waits until few enough handshakes are running.
-async fn turn(inner: &Inner) -> Result<impl Sized + '_, TunnelRefused> {
-    /// Counts as waiting while it lives.
-    struct Waits<'a>(&'a Inner);
-    impl Drop for Waits<'_> {
-        fn drop(&mut self) {
-            self.0.waiting.set(self.0.waiting.get() - 1);
-        }
+    let mut place = inner.handshakes.begin().ok_or(TunnelRefused::TooMany)?;
+    let making = async {
+        let workload = inner.pod.workload().await?;
+        let credential = inner.pod.credential(&workload).await?;
+        Ok(accept(accepted, credential.server_config(), &inner.settings).await?)
+    };
+    tokio::select! {
+        made = making => made,
+        () = place.lost() => Err(TunnelRefused::TooSlow),
     }
-    if let Ok(turn) = inner.handshakes.try_acquire() {
-        return Ok(turn);
-    }
-    if inner.waiting.get() >= WAITING {
-        return Err(TunnelRefused::TooMany);
-    }
-    inner.waiting.set(inner.waiting.get() + 1);
-    let _waits = Waits(inner);
-    let turn = timeout(inner.settings.handshake_timeout, inner.handshakes.acquire()).await;
-    turn.ok().and_then(Result::ok).ok_or(TunnelRefused::TooMany)
 }
 
 async fn serve_stream(inner: &Inner, tunnel: &Tunnel, mut request: Request) {
@@ -176,6 +162,7 @@ async fn reach(
         let mesh = inner.pod.mesh.load();
         let app = target(&mesh, &workload, authority, tunnel.local)?;
         record.dst = Some(app.0);
+        inner.refuse_own_ports(app)?;
         (app, authorize(&mesh, &workload, peer, app)?)
     };
     let app = inner.deliver(permit, tunnel.client, app).await?;

@@ -1,22 +1,21 @@
 //! Connections to the apps of a pod: streams of tunnels that end here, and plain TCP.
 //!
-//! Invariants: nothing reaches an app without a `Permit`. An app sees the address of the TCP peer as its client. A
-//! stream is accepted towards its client only after the app has accepted it. A stream that fails takes no other with
-//! it.
+//! Invariants: nothing reaches an app without a `Permit`, and nothing the proxy's own listeners. An app sees the
+//! address of the TCP peer as its client. A stream is accepted towards its client only after the app has accepted it. A
+//! stream that fails takes no other with it.
 //!
 //! Absent for now: judging live connections again when policy changes, the PROXY protocol.
 
 mod error;
+mod handshakes;
 mod hbone;
 mod plaintext;
 
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::debug;
 use ztunnel_mesh::addr::{AppAddr, ClientAddr};
@@ -28,12 +27,7 @@ use crate::relay::ResetOnDrop;
 use crate::task::{Shutdown, TaskGroup};
 use crate::tunnel::TunnelSettings;
 use error::InboundError;
-
-/// Handshakes of one pod and thread that run at once. A handshake costs a fraction of a millisecond of this thread, so
-/// more would only make all of them slower.
-const HANDSHAKES: usize = 64;
-/// How many connections may wait for their handshake to begin.
-const WAITING: usize = 1024;
+use handshakes::Handshakes;
 
 /// The incoming side of one pod on one worker thread.
 pub struct Inbound(Rc<Inner>);
@@ -43,8 +37,7 @@ struct Inner {
     settings: Arc<TunnelSettings>,
     tasks: TaskGroup,
     shutdown: Shutdown,
-    handshakes: Semaphore,
-    waiting: Cell<usize>,
+    handshakes: Handshakes,
 }
 
 impl Inbound {
@@ -62,8 +55,7 @@ impl Inbound {
             settings,
             tasks,
             shutdown,
-            handshakes: Semaphore::new(HANDSHAKES),
-            waiting: Cell::new(0),
+            handshakes: Handshakes::default(),
         }))
     }
 
@@ -96,6 +88,15 @@ fn addresses(accepted: &TcpStream) -> Option<(ClientAddr, SocketAddr)> {
 }
 
 impl Inner {
+    /// Refuses what the proxy would connect to itself: besides the well-known ports, those that its listeners in this
+    /// pod happen to have.
+    fn refuse_own_ports(&self, app: AppAddr) -> Result<(), InboundError> {
+        if self.pod.is_listener(app.0.port()) {
+            return Err(InboundError::Loop { app });
+        }
+        Ok(())
+    }
+
     /// Connects to the app. The permit is spent: it was for this connection.
     async fn deliver(
         &self,

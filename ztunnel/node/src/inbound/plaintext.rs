@@ -47,6 +47,7 @@ async fn reach(
     local: SocketAddr,
 ) -> Result<ResetOnDrop, InboundError> {
     let app = plaintext_target(local)?;
+    inner.refuse_own_ports(app)?;
     let workload = inner.pod.workload().await?;
     record.dst_identity = Some(workload.identity());
     let peer = Peer {

@@ -169,6 +169,7 @@ impl Node {
             self.mesh.clone(),
             self.identities.clone(),
             self.net.clone(),
+            Arc::default(),
         ))
     }
 

@@ -3,5 +3,5 @@
 mod listeners;
 mod worker;
 
-pub use listeners::open_listeners;
+pub use listeners::{Listeners, open_listeners};
 pub use worker::{NodeContext, PodStart, Workers};

@@ -23,6 +23,7 @@ use crate::identity::Identities;
 use crate::inbound::Inbound;
 use crate::outbound::Outbound;
 use crate::own_pod::OwnPod;
+use crate::pod::Listeners;
 use crate::state::MeshReader;
 use crate::task::{Backoff, PodNet, Shutdown, TaskGroup};
 use crate::tunnel::TunnelSettings;
@@ -52,6 +53,8 @@ enum Command {
     Start {
         pod: PodStart,
         listeners: ListenerSet,
+        /// Of all its listeners, those of other workers too.
+        ports: Arc<[u16]>,
     },
     /// Take what has been accepted, then no more; give connections `deadline` to end. Answers how many were cut.
     Drain {
@@ -99,12 +102,14 @@ impl Workers {
     }
 
     /// Serves a pod. `listeners` has one set for each worker.
-    pub async fn start_pod(&self, pod: PodStart, listeners: Vec<ListenerSet>) {
-        for (worker, listeners) in self.0.iter().zip(listeners) {
+    pub async fn start_pod(&self, pod: PodStart, listeners: Listeners) {
+        let Listeners { sets, ports } = listeners;
+        for (worker, listeners) in self.0.iter().zip(sets) {
             if worker
                 .send(Command::Start {
                     pod: pod.clone(),
                     listeners,
+                    ports: Arc::clone(&ports),
                 })
                 .await
                 .is_err()
@@ -153,9 +158,13 @@ async fn work(mut commands: mpsc::Receiver<Command>, context: NodeContext) {
     let drains = TaskGroup::default();
     while let Some(command) = commands.recv().await {
         match command {
-            Command::Start { pod, listeners } => {
+            Command::Start {
+                pod,
+                listeners,
+                ports,
+            } => {
                 let uid = pod.uid.clone();
-                match ServedPod::start(pod, listeners, &context) {
+                match ServedPod::start(pod, listeners, ports, &context) {
                     Ok(served) => drop(pods.insert(uid, Rc::new(served))),
                     Err(err) => {
                         error!(%uid, error = %err, "the pod's listeners cannot be served; its connections fail")
@@ -199,7 +208,12 @@ struct ServedPod {
 }
 
 impl ServedPod {
-    fn start(pod: PodStart, listeners: ListenerSet, context: &NodeContext) -> io::Result<Self> {
+    fn start(
+        pod: PodStart,
+        listeners: ListenerSet,
+        ports: Arc<[u16]>,
+        context: &NodeContext,
+    ) -> io::Result<Self> {
         let this = Self {
             shutdown: Shutdown::default(),
             accepting: TaskGroup::default(),
@@ -219,6 +233,7 @@ impl ServedPod {
             context.mesh.clone(),
             context.identities.clone(),
             pod.net,
+            ports,
         ));
         let (settings, tasks, shutdown) = (&context.tunnel, &this.connections, &this.shutdown);
         let outbound = Outbound::new(

@@ -47,12 +47,20 @@ impl PodNet {
     /// # Errors
     /// As `connect(2)`; `ConnectionRefused` when the app does not listen.
     pub async fn connect_as(&self, client: ClientAddr, to: AppAddr) -> io::Result<TcpStream> {
-        let (client, to) = (socket::canonical(client.0), to.0);
-        let liveness = self.liveness;
-        let fd = self
-            .open(move || delivery_socket(client, to.ip(), liveness))
-            .await?;
-        connect(fd, to).await
+        /// Draws of a port. Of a client with many connections to the app, two may draw the same.
+        const DRAWS: usize = 32;
+        let (client, to, liveness) = (socket::canonical(client.0), to.0, self.liveness);
+        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for _ in 0..DRAWS {
+            let fd = self
+                .open(move || delivery_socket(client, to.ip(), liveness))
+                .await?;
+            match connect(fd, to).await {
+                Err(err) if err.kind() == io::ErrorKind::AddrNotAvailable => last = err,
+                connected => return connected,
+            }
+        }
+        Err(last)
     }
 
     async fn open(
@@ -77,7 +85,7 @@ fn delivery_socket(client: SocketAddr, app: IpAddr, liveness: Liveness) -> io::R
     // A pod that calls itself is its own client: nothing to spoof, and binding to it would clash.
     if client.ip() != app && Family::of(client.ip()) == family {
         socket::set_transparent(fd.as_fd(), family)?;
-        socket::bind_as(fd.as_fd(), client.ip(), client.port(), rand::random::<u16>)?;
+        socket::bind_as(fd.as_fd(), client, rand::random::<u16>)?;
     }
     Ok(fd)
 }
