@@ -12,6 +12,7 @@ fn enrolling_again_succeeds_and_says_that_nothing_changed() {
     let _server = far.serve().unwrap();
     let to = (far.v4().unwrap(), 7001).into();
     let mut held = client.hold(to).unwrap();
+    assert_eq!(held.exchange("open").unwrap().outcome, Outcome::Good);
 
     let args = |pod: &lab::Pod| {
         let workload = pod.workload();

@@ -3,17 +3,15 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lab::tester::{Check, Held, Outcome, Service};
+use lab::tester::{Check, Held, Outcome};
 use lab::{Lab, Pod};
 
-use super::{assert_good, echo, enrolled_with_deadline, eventually};
+use super::{assert_good, echo, enrolled_with_deadline, eventually, hold};
 use crate::local_api::Api;
 use crate::mesh::MESH;
 
 fn hold_each(from: &lab::Place, to: &Pod) -> Vec<Held> {
-    to.ports(Service::Echo.port())
-        .map(|to| from.hold(to).unwrap())
-        .collect()
+    to.ips().iter().map(|&ip| hold(from, ip)).collect()
 }
 
 fn exchange(held: &mut [Held], what: &str) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use lab::tester::Outcome;
 use lab::{Lab, Pod, Tap};
 
-use super::{assert_cut_off, assert_good, echo};
+use super::{assert_cut_off, assert_good, echo, hold};
 use crate::local_api::{Api, changed};
 use crate::mesh::enrolled;
 
@@ -31,7 +31,7 @@ fn while_its_daemon_is_dead_a_pod_is_cut_off_and_after_the_restart_it_works_agai
         near.serve().unwrap(),
         far.serve().unwrap(),
     ];
-    let mut held = client.hold((far.v4().unwrap(), 7001).into()).unwrap();
+    let mut held = hold(&client, far.v4().unwrap());
 
     for round in ["the first time", "again"] {
         lab.node("node1").kill().unwrap();

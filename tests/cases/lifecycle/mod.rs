@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lab::tester::{Check, Outcome, Report};
+use lab::tester::{Check, Held, Outcome, Report};
 use lab::{DaemonOptions, Lab, Place, Pod};
 
 use crate::mesh::MESH;
@@ -25,6 +25,19 @@ fn enrolled_with_deadline(deadline: &str) -> Lab {
     }
     lab.enroll_all().unwrap();
     lab
+}
+
+/// Opens a connection to the echo service, all the way: a proxy takes a connection before it has made its own.
+fn hold(from: &Place, to: IpAddr) -> Held {
+    let mut held = from.hold((to, 7001).into()).unwrap();
+    let report = held.exchange("open").unwrap();
+    assert_eq!(
+        report.outcome,
+        Outcome::Good,
+        "{} -> {to}: {report:?}",
+        from.name()
+    );
+    held
 }
 
 /// An exchange with the echo service at `ip`, in which `text` could be read by somebody on the way.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use lab::Workload;
 use lab::tester::{Check, Outcome, Service};
 
-use super::{echo, enrolled_with_deadline};
+use super::{echo, enrolled_with_deadline, hold};
 
 #[test]
 fn when_the_server_is_deleted_its_connections_end_and_new_ones_fail() {
@@ -13,7 +13,7 @@ fn when_the_server_is_deleted_its_connections_end_and_new_ones_fail() {
     let (client, far) = (lab.pod("shop/client"), lab.pod("shop/far"));
     let server = far.serve().unwrap();
     let (uid, ip) = (far.uid().to_owned(), far.v4().unwrap());
-    let mut held = client.hold((ip, 7001).into()).unwrap();
+    let mut held = hold(&client, ip);
     assert_eq!(held.exchange("open").unwrap().outcome, Outcome::Good);
 
     // As Kubernetes does it: the processes end, then the network goes, then the namespace.
@@ -70,7 +70,7 @@ fn an_address_that_goes_to_another_pod_at_once_belongs_to_that_one() {
         for &ip in &ips {
             assert_eq!(echo(&client, ip, "to the first").outcome, Outcome::Good);
         }
-        let held = client.hold((ips[0], 7001).into()).unwrap();
+        let held = hold(&client, ips[0]);
 
         let started = Instant::now();
         drop((server, old));

@@ -6,7 +6,7 @@ use std::path::Path;
 use lab::tester::Outcome;
 use lab::{Lab, Node, Output, Program};
 
-use super::assert_good;
+use super::{assert_good, hold};
 use crate::local_api::Api;
 use crate::mesh::{MESH, enrolled};
 
@@ -43,7 +43,7 @@ fn a_second_daemon_refuses_to_start_and_does_no_harm_to_the_first() {
     let (client, far) = (lab.pod("shop/client"), lab.pod("shop/far"));
     let _servers = [client.serve().unwrap(), far.serve().unwrap()];
     let node = lab.node("node1");
-    let mut held = client.hold((far.v4().unwrap(), 7001).into()).unwrap();
+    let mut held = hold(&client, far.v4().unwrap());
     let tap = client.tap(&["hello", "carried on"]).unwrap();
     let elsewhere = node.dir().join("other.sock");
     let second = || like_the_running(node);

@@ -10,7 +10,7 @@ use lab::tester::Outcome;
 use lab::{Lab, Place};
 use nix::sys::signal::Signal;
 
-use super::{assert_cut_off, assert_good, echo_within, enrolled_with_deadline, eventually};
+use super::{assert_cut_off, assert_good, echo_within, enrolled_with_deadline, eventually, hold};
 use crate::mesh::{MESH, enrolled};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -22,9 +22,9 @@ fn after_sigterm_open_connections_go_on_new_ones_fail_and_the_next_daemon_takes_
     let _servers = [client.serve().unwrap(), far.serve().unwrap()];
     let node = lab.node("node1");
     let mut held = vec![
-        client.hold((far.v4().unwrap(), 7001).into()).unwrap(),
-        client.hold((far.v6().unwrap(), 7001).into()).unwrap(),
-        far.hold((client.v4().unwrap(), 7001).into()).unwrap(),
+        hold(&client, far.v4().unwrap()),
+        hold(&client, far.v6().unwrap()),
+        hold(&far, client.v4().unwrap()),
     ];
     let taps = [
         client.tap(&["not in the clear"]).unwrap(),
@@ -73,7 +73,7 @@ fn a_daemon_ends_by_the_deadline_whatever_is_open() {
     let lab = enrolled_with_deadline("1s");
     let (client, far) = (lab.pod("shop/client"), lab.pod("shop/far"));
     let _server = far.serve().unwrap();
-    let mut held = client.hold((far.v4().unwrap(), 7001).into()).unwrap();
+    let mut held = hold(&client, far.v4().unwrap());
     let tap = client.tap(&["too late"]).unwrap();
     let started = Instant::now();
     let ended = lab.node("node1").terminate(PATIENCE).unwrap();
@@ -177,8 +177,8 @@ fn stopping_leaves_nothing_on_nodes_and_in_pods() {
     let _servers = [client.serve().unwrap(), far.serve().unwrap()];
     assert_good(&client, &far);
     let _open = [
-        client.hold((far.v4().unwrap(), 7001).into()).unwrap(),
-        far.hold((client.v6().unwrap(), 7001).into()).unwrap(),
+        hold(&client, far.v4().unwrap()),
+        hold(&far, client.v6().unwrap()),
     ];
     // One that had a predecessor that died, and one that had not.
     lab.node("node1").kill().unwrap();
