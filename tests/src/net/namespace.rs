@@ -19,12 +19,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::error::{Doing, LabError, Result};
+
+/// How long a program that is being started may have a copy of a listener.
+const STILL_OPEN: Duration = Duration::from_secs(2);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -159,13 +162,26 @@ impl Namespace {
             .map_err(io::Error::other)?
     }
 
-    /// Listens for TCP inside.
+    /// Listens for TCP inside. Waits a moment for a listener that was closed just now: a program that is being
+    /// started, by whatever thread, has a copy of every descriptor of this process until its own code begins.
     ///
     /// # Errors
     /// Those of the bind itself.
     pub fn listen(&self, on: SocketAddr) -> io::Result<TcpListener> {
-        self.enter(|| TcpListener::bind(on))
-            .map_err(io::Error::other)?
+        let deadline = Instant::now() + STILL_OPEN;
+        let bind = || {
+            loop {
+                match TcpListener::bind(on) {
+                    Err(err)
+                        if err.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline =>
+                    {
+                        thread::sleep(Duration::from_millis(2));
+                    }
+                    bound => return bound,
+                }
+            }
+        };
+        self.enter(bind).map_err(io::Error::other)?
     }
 
     /// Sets kernel parameters: the path below `/proc/sys`, and the value.
