@@ -34,7 +34,8 @@ fn still_waits(connection: &mut TcpStream) -> bool {
     connection
         .set_read_timeout(Some(Duration::from_millis(20)))
         .unwrap();
-    let read = connection.read(&mut [0]);
+    // Unlike a plain read, this goes on after a signal.
+    let read = connection.read_exact(&mut [0]);
     read.is_err_and(|err| matches!(err.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
 }
 

@@ -12,6 +12,7 @@ use lab::tester::{Outcome, Report, Service};
 
 use crate::connect::{Options, outcome};
 use crate::pattern::{Mismatch, Pattern};
+use crate::read::read;
 use crate::server::{BANNER, DOWN_SEED, SOURCE_BYTES, UP_SEED};
 
 /// What is known so far, and how it ended.
@@ -156,7 +157,7 @@ fn single(to: SocketAddr, options: &Options, report: &mut Report) -> Checked {
         }
         Service::Reset => {
             send(&mut stream, b"x", report)?;
-            return match stream.read(&mut [0; 1]) {
+            return match read(&mut stream, &mut [0; 1]) {
                 Err(err) if outcome(&err) == Outcome::Reset => Ok(()),
                 Err(err) => Err(err.into()),
                 Ok(_) => Err(Failure::new(Outcome::Ended, "ended instead of being reset")),
@@ -271,7 +272,7 @@ fn end_both(stream: &mut TcpStream) -> Checked {
 }
 
 fn expect_end(stream: &mut TcpStream) -> Checked {
-    match stream.read(&mut [0; 1])? {
+    match read(stream, &mut [0; 1])? {
         0 => Ok(()),
         _ => Err(Failure::new(Outcome::Wrong, "bytes after the end")),
     }

@@ -8,6 +8,7 @@ mod client;
 mod connect;
 mod forward;
 mod pattern;
+mod read;
 mod server;
 
 use std::net::SocketAddr;

@@ -4,6 +4,8 @@
 
 use std::io::{self, Read, Write};
 
+use crate::read::read;
+
 /// Bytes made or checked at a time.
 const CHUNK: usize = 64 << 10;
 
@@ -48,10 +50,9 @@ impl Pattern {
             let now = CHUNK.min(usize::try_from(length - done).unwrap_or(CHUNK));
             let mut filled = 0;
             while filled < now {
-                match from.read(&mut chunk[filled..now]) {
+                match read(from, &mut chunk[filled..now]) {
                     Ok(0) => return Err(Mismatch::Ended(done + filled as u64)),
                     Ok(some) => filled += some,
-                    Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                     Err(err) => return Err(Mismatch::Failed(done + filled as u64, err)),
                 }
             }

@@ -12,6 +12,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::connect::outcome;
 use crate::pattern::Pattern;
+use crate::read::read;
 
 /// What a server says that speaks first.
 pub(crate) const BANNER: &[u8] = b"220 at your service\n";
@@ -140,7 +141,7 @@ fn attend(
 fn echo(stream: &mut TcpStream, received: &mut u64) -> io::Result<()> {
     let mut chunk = vec![0; 64 << 10];
     loop {
-        let length = stream.read(&mut chunk)?;
+        let length = read(stream, &mut chunk)?;
         if length == 0 {
             return stream.shutdown(Shutdown::Write);
         }

@@ -7,6 +7,7 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send,
     socket,
@@ -70,7 +71,11 @@ impl Netlink {
         buffer.resize(BUFFER, 0);
         let mut answers = Vec::new();
         loop {
-            let received = recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            let received = match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                // With a time limit the kernel ends the call for any signal, even one that nobody handles.
+                Err(Errno::EINTR) => continue,
+                received => received?,
+            };
             let mut rest = &buffer[..received];
             while !rest.is_empty() {
                 let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
