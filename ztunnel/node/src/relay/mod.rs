@@ -21,4 +21,6 @@ pub use join::{RelayError, join, join_tcp};
 pub use tcp::{ResetOnDrop, broken};
 
 #[cfg(test)]
+pub(crate) mod test_bulk;
+#[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::timeout;
 
+use super::test_bulk::{LEN, exchange};
 use super::*;
 use crate::telemetry::Traffic;
 
@@ -138,38 +139,9 @@ fn a_cut_relay_resets_both_sides() {
 #[test]
 fn mebibytes_pass_unharmed_both_ways_at_once() {
     check(|r| async move {
-        const LEN: usize = 24 << 20;
-        let (a, b) = (pattern(LEN, 1), pattern(LEN, 2));
-        let (mut app_read, mut app_write) = r.app.into_split();
-        let (mut far_read, mut far_write) = r.far.into_split();
-        let (to_far, to_app) = (a.clone(), b.clone());
-        spawn_local(async move {
-            app_write.write_all(&to_far).await.unwrap();
-            app_write.shutdown().await.unwrap();
-        });
-        spawn_local(async move {
-            far_write.write_all(&to_app).await.unwrap();
-            far_write.shutdown().await.unwrap();
-        });
-        let (mut got_a, mut got_b) = (Vec::new(), Vec::new());
-        let (first, second) = tokio::join!(
-            far_read.read_to_end(&mut got_a),
-            app_read.read_to_end(&mut got_b)
-        );
-        first.unwrap();
-        second.unwrap();
-        assert!(got_a == a && got_b == b);
+        exchange(r.app, r.far).await;
         let (end, sent, received) = r.end.await.unwrap();
         assert!(end.is_ok());
         assert_eq!((sent, received), (LEN as u64, LEN as u64));
     });
-}
-
-fn pattern(len: usize, seed: u32) -> Vec<u8> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state.to_be_bytes()[0]
-    };
-    (0..len).map(|_| next()).collect()
 }

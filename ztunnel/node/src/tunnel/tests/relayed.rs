@@ -6,6 +6,7 @@ use h2::Reason as Code;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
+use crate::relay::test_bulk::{LEN, exchange};
 use crate::relay::{self, Far as _, RelayError, ResetOnDrop};
 use crate::telemetry::Traffic;
 
@@ -185,41 +186,12 @@ fn a_lost_tunnel_is_a_reset_on_both_sides() {
 #[test]
 fn mebibytes_pass_unharmed_both_ways_at_once() {
     run(async {
-        const LEN: usize = 24 << 20;
         let w = way().await;
-        let (a, b) = (pattern(LEN, 1), pattern(LEN, 2));
-        let (mut near_read, mut near_write) = w.near.into_split();
-        let (mut far_read, mut far_write) = w.far.into_split();
-        let (to_far, to_near) = (a.clone(), b.clone());
-        spawn_local(async move {
-            near_write.write_all(&to_far).await.unwrap();
-            near_write.shutdown().await.unwrap();
-        });
-        spawn_local(async move {
-            far_write.write_all(&to_near).await.unwrap();
-            far_write.shutdown().await.unwrap();
-        });
-        let (mut got_a, mut got_b) = (Vec::new(), Vec::new());
-        let (first, second) = tokio::join!(
-            far_read.read_to_end(&mut got_a),
-            near_read.read_to_end(&mut got_b)
-        );
-        first.unwrap();
-        second.unwrap();
-        assert!(got_a == a && got_b == b);
+        exchange(w.near, w.far).await;
         let (end, sent, received) = w.near_end.await.unwrap();
         assert!(end.is_ok());
         assert_eq!((sent, received), (LEN as u64, LEN as u64));
     });
-}
-
-fn pattern(len: usize, seed: u32) -> Vec<u8> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state.to_be_bytes()[0]
-    };
-    (0..len).map(|_| next()).collect()
 }
 
 #[test]
