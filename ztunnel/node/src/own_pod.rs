@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ztunnel_hbone::Baggage;
-use ztunnel_mesh::Workload;
-use ztunnel_mesh::name::PodName;
+use ztunnel_mesh::name::{Identity, PodName};
+use ztunnel_mesh::{Mesh, Workload};
 
 use crate::identity::{Identities, IdentityError, IdentityHold};
 use crate::state::MeshReader;
@@ -33,7 +33,7 @@ pub struct OwnPod {
     /// The ports of the proxy's listeners in the pod.
     ports: Arc<[u16]>,
     identities: Identities,
-    /// The identity used last: its certificate is at hand without a lock.
+    /// The identity known last: its certificate is at hand without a lock.
     hold: RefCell<Option<Rc<IdentityHold>>>,
 }
 
@@ -98,24 +98,32 @@ impl OwnPod {
             })
     }
 
+    /// Has the certificate fetched before the first connection needs it. Waits for the control plane as long as it
+    /// takes: a pod may be enrolled long before it is known there.
+    pub async fn prefetch(&self) {
+        const PATIENCE: Duration = Duration::from_hours(24 * 365);
+        let find = |mesh: &Mesh| mesh.local_workload(&self.node, &self.name);
+        if let Some(workload) = self.mesh.wait_for(PATIENCE, find).await {
+            self.hold(workload.identity());
+        }
+    }
+
     /// The certificate of `workload`, which is this pod's; waits a bounded time for the CA.
     ///
     /// # Errors
     /// When that was in vain.
     pub async fn credential(&self, workload: &Workload) -> Result<Arc<Credential>, IdentityError> {
-        let identity = workload.identity();
-        let held = self
-            .hold
-            .borrow()
-            .as_ref()
-            .filter(|hold| *hold.identity() == identity)
-            .map(Rc::clone);
-        let hold = held.unwrap_or_else(|| {
-            let hold = Rc::new(self.identities.hold(identity));
-            self.hold.replace(Some(Rc::clone(&hold)));
-            hold
-        });
-        hold.credential().await
+        self.hold(workload.identity()).credential().await
+    }
+
+    fn hold(&self, identity: Identity) -> Rc<IdentityHold> {
+        let mut hold = self.hold.borrow_mut();
+        if let Some(held) = hold.as_ref()
+            && *held.identity() == identity
+        {
+            return Rc::clone(held);
+        }
+        Rc::clone(hold.insert(Rc::new(self.identities.hold(identity))))
     }
 }
 

@@ -249,7 +249,7 @@ async fn answer(request: Request, enroller: &Enroller, stop: &mpsc::Sender<()>) 
         Request::Stop {} => {
             let removed = enroller.remove_everything().await;
             // A second request to stop finds the first one there.
-            stop.try_send(()).unwrap_or_default();
+            let _ = stop.try_send(());
             removed.map(|()| true)
         }
     };

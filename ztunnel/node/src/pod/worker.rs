@@ -15,7 +15,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 use tracing::{error, warn};
-use ztunnel_mesh::Mesh;
 use ztunnel_mesh::name::{PodName, PodUid};
 
 use crate::capture::ListenerSet;
@@ -182,7 +181,8 @@ async fn work(mut commands: mpsc::Receiver<Command>, context: NodeContext) {
                         Some(pod) => pod.drain(deadline).await,
                         None => 0,
                     };
-                    done.send(cut).unwrap_or_default();
+                    // Whoever asked may have given up.
+                    let _ = done.send(cut);
                 });
             }
             Command::Stop { deadline, done } => {
@@ -192,7 +192,7 @@ async fn work(mut commands: mpsc::Receiver<Command>, context: NodeContext) {
                     });
                 }
                 drains.drain(deadline + Duration::from_secs(1)).await;
-                done.send(()).unwrap_or_default();
+                let _ = done.send(());
                 return;
             }
         }
@@ -227,7 +227,7 @@ impl ServedPod {
         );
 
         let own = Rc::new(OwnPod::new(
-            pod.pod.clone(),
+            pod.pod,
             Arc::clone(&context.node_name),
             Arc::clone(&context.network),
             context.mesh.clone(),
@@ -244,7 +244,7 @@ impl ServedPod {
         );
         let outbound = Rc::new(outbound);
         let inbound = Rc::new(Inbound::new(
-            own,
+            Rc::clone(&own),
             settings.clone(),
             tasks.clone(),
             shutdown.clone(),
@@ -262,7 +262,13 @@ impl ServedPod {
             let inbound = Rc::clone(&inbound);
             async move { inbound.serve_hbone(stream).await }
         });
-        this.hold_certificate(pod.pod, context.clone());
+        let shutdown = this.shutdown.clone();
+        this.accepting.spawn_local(async move {
+            tokio::select! {
+                () = shutdown.started() => {}
+                () = own.prefetch() => {}
+            }
+        });
         Ok(this)
     }
 
@@ -304,22 +310,6 @@ impl ServedPod {
                     connections.spawn_local(serve(stream));
                 }
             }
-        });
-    }
-
-    /// Has the pod's certificate fetched before its first connection needs it, and kept while it is served.
-    fn hold_certificate(&self, pod: PodName, context: NodeContext) {
-        /// A pod may be enrolled long before the control plane knows it.
-        const PATIENCE: Duration = Duration::from_hours(24 * 365);
-        let shutdown = self.shutdown.clone();
-        self.accepting.spawn_local(async move {
-            let find = |mesh: &Mesh| mesh.local_workload(&context.node_name, &pod);
-            let workload = tokio::select! {
-                () = shutdown.started() => return,
-                workload = context.mesh.wait_for(PATIENCE, find) => workload,
-            };
-            let _held = workload.map(|workload| context.identities.hold(workload.identity()));
-            shutdown.started().await;
         });
     }
 
