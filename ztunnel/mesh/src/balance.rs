@@ -1,11 +1,12 @@
 //! Picks one endpoint of a service for one connection.
 //!
-//! Health, port and locality are judged here, at the moment of the pick, from what the snapshot says. Costs two
-//! passes over the endpoints and allocates nothing; a table made once for each snapshot can replace it behind the
-//! same function.
+//! Health, port and locality are judged here, at the moment of the pick, from what the snapshot says. The endpoints
+//! lie in groups that share all of that (see `endpoints`), so a pick looks at groups, not at endpoints, and
+//! allocates nothing.
 
+use crate::endpoints::{Endpoint, Endpoints, Group, Kind, Reach};
 use crate::service::{HealthPolicy, LoadBalancingMode, Scope, Service};
-use crate::snapshot::{Endpoint, Mesh};
+use crate::snapshot::Mesh;
 use crate::workload::{Health, Workload};
 
 /// Randomness, supplied by the caller so that a decision can be repeated.
@@ -15,14 +16,14 @@ pub trait Rng {
 
 /// An endpoint and its port for the connection.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Picked<'a> {
-    pub(crate) endpoint: &'a Endpoint,
-    pub(crate) port: u16,
+pub struct Picked<'a> {
+    pub endpoint: &'a Endpoint,
+    pub port: u16,
 }
 
 /// Picks at random, by capacity, among the endpoints that can take a connection of `client` to `port` of the
 /// service and that its load balancing prefers most.
-pub(crate) fn pick<'a>(
+pub fn pick<'a>(
     mesh: &'a Mesh,
     service: &Service,
     port: u16,
@@ -32,89 +33,119 @@ pub(crate) fn pick<'a>(
     if !service.has_port(port) {
         return None;
     }
+    let endpoints = mesh.arranged_endpoints(&service.key)?;
     let common_port = service.target_port(port);
-    let usable = || {
-        let endpoints = mesh.endpoints(&service.key).iter();
-        endpoints.filter_map(move |endpoint| {
-            let port = endpoint.membership().target_port(port).or(common_port)?;
-            let rank = rank(service, client, &endpoint.workload)?;
-            can_take(service, client, &endpoint.workload)
-                .then_some((rank, Picked { endpoint, port }))
-        })
-    };
-
-    let (mut best, mut total) = (0, 0_u64);
-    for (rank, picked) in usable() {
-        let weight = u64::from(picked.endpoint.workload.capacity);
-        // An endpoint that is never chosen must not keep others from being chosen.
-        if weight == 0 || rank < best {
+    let mut best = Best::default();
+    for (kind, group) in endpoints.groups() {
+        if !can_take(service, client, kind) {
             continue;
         }
-        if rank > best {
-            (best, total) = (rank, 0);
-        }
-        total += weight;
+        let Some(port) = kind.target_port(port).or(common_port) else {
+            continue;
+        };
+        best.port = port;
+        fitting(mesh, service, endpoints, client, group, &mut best, rng);
     }
-    let mut left = below(total, rng)?;
-    usable()
-        .filter(|(rank, _)| *rank == best)
-        .map(|(_, picked)| picked)
-        .find(|picked| {
-            let weight = u64::from(picked.endpoint.workload.capacity);
-            let found = left < weight;
-            left = left.saturating_sub(weight);
-            found
-        })
+    let (group, port) = best.chosen?;
+    let endpoint = group.pick(below(group.weight(), rng)?)?;
+    Some(Picked { endpoint, port })
 }
 
-fn can_take(service: &Service, client: &Workload, endpoint: &Workload) -> bool {
+/// The group to draw from: of the groups that fit best one, by weight.
+#[derive(Default)]
+struct Best<'a> {
+    /// The port of the endpoints that are looked at now.
+    port: u16,
+    rank: usize,
+    weight: u64,
+    chosen: Option<(&'a Group, u16)>,
+}
+
+impl<'a> Best<'a> {
+    fn consider(&mut self, rank: usize, group: &'a Group, rng: &mut impl Rng) {
+        let weight = group.weight();
+        // Endpoints that are never chosen must not keep others from being chosen.
+        if weight == 0 || (rank < self.rank && self.chosen.is_some()) {
+            return;
+        }
+        if rank > self.rank {
+            (self.rank, self.weight) = (rank, 0);
+        }
+        self.weight += weight;
+        if self.weight == weight || below(self.weight, rng).is_some_and(|at| at < weight) {
+            self.chosen = Some((group, self.port));
+        }
+    }
+}
+
+fn can_take(service: &Service, client: &Workload, kind: &Kind) -> bool {
     let healthy = match service.load_balancing.health_policy {
         HealthPolicy::AllowAll => true,
-        HealthPolicy::OnlyHealthy => endpoint.health == Health::Healthy,
+        HealthPolicy::OnlyHealthy => kind.health == Health::Healthy,
     };
-    let nameless = endpoint.addresses.is_empty() && endpoint.hostname.is_empty();
-    let behind_gateway = endpoint.network != client.network && endpoint.network_gateway.is_some();
-    healthy && (!nameless || behind_gateway)
-}
-
-/// How well an endpoint fits the service's preferences; nothing when it must not be used at all.
-fn rank(service: &Service, client: &Workload, endpoint: &Workload) -> Option<usize> {
-    let preferences = &service.load_balancing.preferences;
-    let matched = || {
-        let Some((first, rest)) = preferences.split_first() else {
-            return 0;
-        };
-        let in_a_row = |scopes: &[Scope]| {
-            let matching = |scope: &&Scope| same(**scope, client, endpoint);
-            scopes.iter().take_while(matching).count()
-        };
-        match (first, same(*first, client, endpoint)) {
-            // Same network beats any other, and among the others the rest of the list still ranks.
-            (Scope::Network, true) => 1 + in_a_row(rest) + rest.len(),
-            (Scope::Network, false) => in_a_row(rest),
-            (_, true) => 1 + in_a_row(rest),
-            (_, false) => 0,
+    healthy
+        && match &kind.reach {
+            Reach::Anywhere => true,
+            Reach::OtherNetworks(network) => **network != *client.network,
+            Reach::Nowhere => false,
         }
-    };
-    match service.load_balancing.mode {
-        LoadBalancingMode::Unspecified => Some(0),
-        LoadBalancingMode::Failover | LoadBalancingMode::Passthrough => Some(matched()),
-        LoadBalancingMode::Strict => preferences
-            .iter()
-            .all(|scope| same(*scope, client, endpoint))
-            .then_some(0),
+}
+
+/// Finds the parts of `group` that fit the service's preferences best, with how well: how many scopes in a row,
+/// from the first, they share with the client. Nothing of it when it must not be used at all.
+fn fitting<'a>(
+    mesh: &Mesh,
+    service: &Service,
+    endpoints: &Endpoints,
+    client: &Workload,
+    group: &'a Group,
+    best: &mut Best<'a>,
+    rng: &mut impl Rng,
+) {
+    let in_a_row = |group, scopes: &[Scope]| in_a_row(mesh, client, group, scopes);
+    let scopes = endpoints.scopes();
+    match (service.load_balancing.mode, scopes) {
+        (LoadBalancingMode::Strict, _) => {
+            let (shared, group) = in_a_row(group, scopes);
+            if shared == scopes.len() {
+                best.consider(0, group, rng);
+            }
+        }
+        // Same network beats any other, and among the others the rest of the list still ranks.
+        (_, [Scope::Network, rest @ ..]) => {
+            let own = group.part(mesh.hasher(), &client.network);
+            if let Some(own) = own.filter(|own| own.weight() > 0) {
+                let (shared, group) = in_a_row(own, rest);
+                best.consider(1 + shared + rest.len(), group, rng);
+            } else if let Group::Parts(networks) = group {
+                for network in networks.iter() {
+                    let (shared, group) = in_a_row(&network.group, rest);
+                    best.consider(shared, group, rng);
+                }
+            }
+        }
+        _ => {
+            let (shared, group) = in_a_row(group, scopes);
+            best.consider(shared, group, rng);
+        }
     }
 }
 
-fn same(scope: Scope, a: &Workload, b: &Workload) -> bool {
-    match scope {
-        Scope::Region => a.locality.region == b.locality.region,
-        Scope::Zone => a.locality.zone == b.locality.zone,
-        Scope::Subzone => a.locality.subzone == b.locality.subzone,
-        Scope::Node => a.node == b.node,
-        Scope::Cluster => a.cluster_id == b.cluster_id,
-        Scope::Network => a.network == b.network,
+/// The smallest part of `group` that shares scopes with the client and can be drawn from, and how many.
+fn in_a_row<'a>(
+    mesh: &Mesh,
+    client: &Workload,
+    group: &'a Group,
+    scopes: &[Scope],
+) -> (usize, &'a Group) {
+    let (mut shared, mut smallest) = (0, group);
+    for scope in scopes {
+        match smallest.part(mesh.hasher(), scope.of(client)) {
+            Some(part) if part.weight() > 0 => (shared, smallest) = (shared + 1, part),
+            _ => break,
+        }
     }
+    (shared, smallest)
 }
 
 /// A number in `0..bound`, as good as uniform: the bias is under bound / 2^64. Nothing when there is no such
@@ -126,3 +157,6 @@ fn below(bound: u64, rng: &mut impl Rng) -> Option<u64> {
     let random = u64::from(rng.next_u32()) << 32 | u64::from(rng.next_u32());
     u64::try_from((u128::from(random) * u128::from(bound)) >> 64).ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ use crate::service::{
 use crate::snapshot::{Delta, Mesh, Upsert};
 use crate::workload::{
     ApplicationProtocol, ApplicationTunnel, GatewayAddress, GatewayDestination, Health, Locality,
-    Membership, NetworkMode, PortPair, TunnelProtocol, Workload,
+    Membership, NetworkMode, Place, PortPair, TunnelProtocol, Workload,
 };
 
 /// Always the same bits.
@@ -87,25 +87,28 @@ fn upsert(statement: &str) -> Upsert {
 
 fn set_workload(workload: &mut Workload, field: &str, value: &str) {
     match field {
-        "ip" => workload.addresses = list(value, |ip| ip.parse().unwrap()),
+        "ip" => workload.addresses = parts(value).map(|ip| ip.parse().unwrap()).collect(),
         "td" => workload.trust_domain = value.into(),
         "sa" => workload.service_account = value.into(),
         "network" => workload.network = value.into(),
-        "node" => workload.node = value.into(),
-        "cluster" => workload.cluster_id = value.into(),
+        "node" => place(workload).node = value.into(),
+        "cluster" => place(workload).cluster_id = value.into(),
         "hostname" => workload.hostname = value.into(),
         "capacity" => workload.capacity = value.parse().unwrap(),
         "plain" => workload.tunnel = TunnelProtocol::None,
         "hbone" => workload.tunnel = TunnelProtocol::Hbone,
         "unhealthy" => workload.health = Health::Unhealthy,
         "host-network" => workload.network_mode = NetworkMode::HostNetwork,
-        "waypoint" => workload.waypoint = Some(gateway(value)),
-        "gateway" => workload.network_gateway = Some(gateway(value)),
-        "policies" => workload.policies = list(value, |key| PolicyName::parse(key).unwrap()),
+        "waypoint" => workload.waypoint = Some(Arc::new(gateway(value))),
+        "gateway" => workload.network_gateway = Some(Arc::new(gateway(value))),
+        "policies" => {
+            let keys = parts(value).map(|key| PolicyName::parse(key).unwrap());
+            workload.policies = keys.collect();
+        }
         "locality" => {
             let mut parts = value.split('/').map(Arc::from);
             let mut next = || parts.next().unwrap_or_default();
-            workload.locality = Locality {
+            place(workload).locality = Locality {
                 region: next(),
                 zone: next(),
                 subzone: next(),
@@ -127,7 +130,7 @@ fn set_workload(workload: &mut Workload, field: &str, value: &str) {
             let service = ServiceName::parse(parts.next().unwrap()).unwrap();
             let ports = parts.map(port_pair).collect();
             let mut memberships = core::mem::take(&mut workload.memberships).into_vec();
-            memberships.push(Membership { service, ports });
+            memberships.push(Arc::new(Membership { service, ports }));
             workload.memberships = memberships.into();
         }
         _ => panic!("unknown field {field:?} of a workload"),
@@ -178,10 +181,7 @@ fn vip(value: &str) -> Vip {
         let ip: core::net::IpAddr = net.parse().unwrap();
         Ok::<_, ()>(ip.into())
     });
-    Vip {
-        network: network.into(),
-        net: net.unwrap(),
-    }
+    Vip::new(network.into(), net.unwrap())
 }
 
 fn gateway(value: &str) -> GatewayAddress {
@@ -206,6 +206,13 @@ fn port_pair(value: &str) -> PortPair {
 }
 
 fn list<T>(value: &str, parse: impl Fn(&str) -> T) -> Box<[T]> {
-    let values = value.split(',').filter(|v| !v.is_empty());
-    values.map(parse).collect()
+    parts(value).map(parse).collect()
+}
+
+fn parts(value: &str) -> impl Iterator<Item = &str> {
+    value.split(',').filter(|part| !part.is_empty())
+}
+
+fn place(workload: &mut Workload) -> &mut Place {
+    Arc::make_mut(&mut workload.place)
 }

@@ -8,23 +8,25 @@ extern crate alloc;
 
 pub mod addr;
 pub mod authorize;
-mod balance;
+pub mod balance;
 pub mod decide;
+mod endpoints;
 #[cfg(test)]
 mod fixture;
 pub mod inbound;
-mod listed;
 pub mod name;
 pub mod policy;
+mod ranges;
 pub mod reason;
 pub mod service;
-mod shard;
 mod snapshot;
+mod trie;
 pub mod workload;
 
 pub use balance::Rng;
+pub use endpoints::Endpoint;
 pub use policy::Policy;
 pub use reason::Refusal;
 pub use service::Service;
-pub use snapshot::{Delta, Endpoint, Mesh, Removal, Upsert};
+pub use snapshot::{Delta, Mesh, Removal, Upsert};
 pub use workload::Workload;

@@ -34,10 +34,25 @@ pub struct Service {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vip {
     pub network: Arc<str>,
-    pub net: IpNet,
+    net: IpNet,
 }
 
 impl Vip {
+    /// Bits of an address behind its prefix mean nothing.
+    #[must_use]
+    pub fn new(network: Arc<str>, net: IpNet) -> Self {
+        Self {
+            network,
+            net: net.trunc(),
+        }
+    }
+
+    /// The addresses it is.
+    #[must_use]
+    pub fn net(&self) -> IpNet {
+        self.net
+    }
+
     /// The address, when this is one address and no range.
     #[must_use]
     pub fn exact(&self) -> Option<IpAddr> {

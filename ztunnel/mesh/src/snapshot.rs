@@ -5,42 +5,49 @@
 //! their service, and ties are broken by name, never by arrival. Nothing is filtered here (unhealthy endpoints
 //! are kept): a later change of the service must be able to bring them back.
 //!
-//! What a change costs: for each index it touches, one shard (see `shard`), and for each service the workload
-//! belongs to, one list of endpoints (16 bytes each). A delta rebuilds a list once however many endpoints
-//! change. CIDR addresses are one list per network, searched from end to end.
+//! What a change costs: one path in each index it touches (see `trie`), and one in the endpoints of each service
+//! the workload belongs to. A service whose load balancing prefers other things than before has its endpoints
+//! arranged anew.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::hash::{BuildHasher as _, Hash};
 use core::net::IpAddr;
 
-use hashbrown::{Equivalent, HashMap};
+use hashbrown::DefaultHashBuilder;
+use ipnet::IpNet;
 
-use crate::listed::Listed;
+use crate::endpoints::{Endpoint, Endpoints};
 use crate::name::{PodName, PolicyName, ServiceName};
 use crate::policy::{Policy, PolicyScope};
-use crate::service::{Service, Vip};
-use crate::shard::ShardMap;
-use crate::workload::{Membership, NetworkMode, Workload, or_default};
+use crate::ranges::RangeLengths;
+use crate::service::Service;
+use crate::trie::Trie;
+use crate::workload::{NetworkMode, Workload};
 
 /// An immutable snapshot; a clone is a few reference counts.
 #[derive(Clone, Debug, Default)]
 pub struct Mesh {
-    workloads: ShardMap<Arc<str>, Arc<Workload>>,
-    /// Highest rank first.
-    workloads_by_ip: Listed<NetIp, Workload>,
-    workloads_by_pod: Listed<PodKey, Workload>,
-    services: ShardMap<ServiceName, Arc<Service>>,
-    services_by_vip: Listed<NetIp, Service>,
-    services_by_hostname: Listed<Arc<str>, Service>,
-    /// Services with a range among their addresses, by network.
-    services_with_range: Listed<Arc<str>, Service>,
-    /// Also of services that are not known yet. Sorted by uid, so that a seeded pick repeats.
-    endpoints: ShardMap<ServiceName, Arc<[Endpoint]>>,
-    policies: ShardMap<PolicyName, Arc<Policy>>,
-    global_policies: Listed<(), Policy>,
-    namespace_policies: Listed<Arc<str>, Policy>,
+    /// For all indexes.
+    hasher: DefaultHashBuilder,
+    workloads: Trie<Arc<Workload>>,
+    workloads_by_ip: Trie<Arc<Workload>>,
+    workloads_by_pod: Trie<Arc<Workload>>,
+    services: Trie<Arc<Service>>,
+    services_by_vip: Trie<Arc<Service>>,
+    services_by_hostname: Trie<Arc<Service>>,
+    /// By each range among their addresses.
+    services_by_range: Trie<Arc<Service>>,
+    range_lengths: RangeLengths,
+    /// Also of services that are not known yet.
+    endpoints: Trie<Arc<Endpoints>>,
+    policies: Arc<Policies>,
+    global_policies: Arc<Policies>,
+    namespace_policies: Arc<BTreeMap<Arc<str>, Policies>>,
 }
+
+type Policies = BTreeMap<PolicyName, Arc<Policy>>;
 
 /// One response of the control plane: upserts take effect before removals.
 #[derive(Clone, Debug, Default)]
@@ -65,80 +72,44 @@ pub enum Removal {
     Policy(PolicyName),
 }
 
-/// A workload as one of the endpoints of a service.
-#[derive(Clone, Debug)]
-pub struct Endpoint {
-    pub workload: Arc<Workload>,
-    /// Which of the workload's memberships made it one.
-    membership: usize,
-}
-
-impl Endpoint {
-    /// What the workload says about itself as this endpoint.
-    #[must_use]
-    pub fn membership(&self) -> &Membership {
-        &self.workload.memberships[self.membership]
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct NetIp {
-    network: Arc<str>,
-    ip: IpAddr,
-}
-
-#[derive(Hash)]
-struct NetIpRef<'a> {
-    network: &'a str,
-    ip: IpAddr,
-}
-
-impl Equivalent<NetIp> for NetIpRef<'_> {
-    fn equivalent(&self, key: &NetIp) -> bool {
-        *self.network == *key.network && self.ip == key.ip
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct PodKey {
-    namespace: Arc<str>,
-    name: Arc<str>,
-}
-
 impl Mesh {
     /// The workload of a pod on `node`, as enrolment names the pod. A service account must match too: another
     /// one would be another identity.
     #[must_use]
-    pub fn local_workload(&self, node: &str, pod: &PodName) -> Option<Arc<Workload>> {
-        let key = PodKey {
-            namespace: Arc::clone(&pod.namespace),
-            name: Arc::clone(&pod.name),
+    pub fn local_workload(&self, node: &str, pod: &PodName) -> Option<&Arc<Workload>> {
+        let account = match &*pod.service_account {
+            "" => crate::name::DEFAULT_SERVICE_ACCOUNT,
+            account => account,
         };
-        let account = or_default(&pod.service_account, crate::name::DEFAULT_SERVICE_ACCOUNT);
-        self.workloads_by_pod
-            .get(&key)
-            .iter()
-            .find(|w| *w.node == *node && w.identity().service_account == account)
-            .cloned()
+        let named = self
+            .workloads_by_pod
+            .all(self.hash(&(&*pod.namespace, &*pod.name)))
+            .filter(|w| w.name == pod.name && w.namespace == pod.namespace);
+        named
+            .filter(|w| *w.place.node == *node && *w.identity().service_account == *account)
+            .min_by(|a, b| a.uid.cmp(&b.uid))
     }
 
     /// The workload with this uid.
     #[must_use]
     pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
-        self.workloads.get(uid)
+        self.workloads.get(self.hash(uid), |w| *w.uid == *uid)
     }
 
     /// The workload that owns an address; of several, a pod before anything else, then one that speaks HBONE.
     /// Never one that shares its node's addresses.
     #[must_use]
     pub fn workload_by_ip(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
-        self.workloads_by_ip.get(&NetIpRef { network, ip }).first()
+        let owners = self.workloads_by_ip.all(self.hash(&(network, ip)));
+        owners
+            .filter(|w| w.addresses.contains(&ip) && *w.network == *network)
+            .min_by(|a, b| (b.rank(), &a.uid).cmp(&(a.rank(), &b.uid)))
     }
 
     /// The service with this key.
     #[must_use]
     pub fn service(&self, name: &ServiceName) -> Option<&Arc<Service>> {
-        self.services.get(name)
+        self.services.get(self.hash(name), |s| s.key == *name)
     }
 
     /// The service a client in `namespace` means by an address: one with exactly this address before one with a
@@ -151,13 +122,17 @@ impl Mesh {
         ip: IpAddr,
         namespace: &str,
     ) -> Option<&Arc<Service>> {
-        let exact = self.services_by_vip.get(&NetIpRef { network, ip });
-        best(exact.iter().map(|service| (service, 0)), namespace).or_else(|| {
-            let ranges = self.services_with_range.get(network).iter();
-            let around = ranges.filter_map(|service| {
-                let nets = service.vips.iter().filter(|vip| *vip.network == *network);
-                let nets = nets.filter(|vip| vip.net.contains(&ip));
-                Some((service, nets.map(|vip| vip.net.prefix_len()).max()?))
+        let has = move |service: &Service, net: IpNet| {
+            let mut vips = service.vips.iter();
+            vips.any(|vip| vip.net() == net && *vip.network == *network)
+        };
+        let exact = self.services_by_vip.all(self.hash(&(network, ip)));
+        let exact = exact.filter(move |service| has(service, ip.into()));
+        best(exact.map(|service| (service, 0)), namespace).or_else(|| {
+            let around = self.range_lengths.around(network, ip).flat_map(|net| {
+                let services = self.services_by_range.all(self.hash(&(network, net)));
+                let services = services.filter(move |service| has(service, net));
+                services.map(move |service| (service, net.prefix_len()))
             });
             best(around, namespace)
         })
@@ -166,16 +141,30 @@ impl Mesh {
     /// The service a client in `namespace` means by a hostname: one in its own namespace, then a canonical one.
     #[must_use]
     pub fn service_by_hostname(&self, hostname: &str, namespace: &str) -> Option<&Arc<Service>> {
-        let named = self.services_by_hostname.get(hostname).iter();
+        let named = self.services_by_hostname.all(self.hash(hostname));
+        let named = named.filter(|service| *service.key.hostname == *hostname);
         best(named.map(|service| (service, 0)), namespace)
     }
 
-    /// All endpoints of a service, healthy or not.
+    /// All endpoints of a service, healthy or not, by uid.
     #[must_use]
-    pub fn endpoints(&self, service: &ServiceName) -> &[Endpoint] {
-        self.endpoints
-            .get(service)
-            .map_or(&[], |endpoints| endpoints)
+    pub fn endpoints(&self, service: &ServiceName) -> Vec<&Endpoint> {
+        let mut all = self
+            .arranged_endpoints(service)
+            .map_or_else(Vec::new, Endpoints::all);
+        all.sort_unstable_by(|a, b| a.workload.uid.cmp(&b.workload.uid));
+        all
+    }
+
+    pub(crate) fn arranged_endpoints(&self, service: &ServiceName) -> Option<&Endpoints> {
+        let endpoints = self
+            .endpoints
+            .get(self.hash(service), |e| e.service == *service);
+        endpoints.map(|endpoints| &**endpoints)
+    }
+
+    pub(crate) fn hasher(&self) -> &DefaultHashBuilder {
+        &self.hasher
     }
 
     /// The policy with this key.
@@ -186,25 +175,24 @@ impl Mesh {
 
     /// The policies that apply to every workload of a namespace.
     pub fn policies_of_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<Policy>> {
-        self.global_policies
-            .get(&())
-            .iter()
-            .chain(self.namespace_policies.get(namespace))
+        let of_namespace = self.namespace_policies.get(namespace).into_iter().flatten();
+        let all = self.global_policies.iter().chain(of_namespace);
+        all.map(|(_, policy)| policy)
     }
 
     /// All workloads, in no order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.workloads.iter().map(|(_, w)| w)
+        self.workloads.iter()
     }
 
     /// All services, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.services.iter().map(|(_, s)| s)
+        self.services.iter()
     }
 
-    /// All policies, in no order.
+    /// All policies, by name.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
-        self.policies.iter().map(|(_, p)| p)
+        self.policies.values()
     }
 
     /// How many workloads, services and policies there are.
@@ -221,180 +209,200 @@ impl Mesh {
     #[must_use]
     pub fn apply(&self, delta: Delta) -> Self {
         let mut next = self.clone();
-        let mut changes = EndpointChanges::default();
         for upsert in delta.upserts {
             match upsert {
-                Upsert::Workload(workload) => next.put_workload(workload, &mut changes),
-                Upsert::Service(service) => next.put_service(service),
+                Upsert::Workload(workload) => next.put_workload(&workload),
+                Upsert::Service(service) => next.put_service(&service),
                 Upsert::Policy(policy) => next.put_policy(policy),
             }
         }
         for removal in delta.removals {
             match removal {
-                Removal::Address(name) => next.remove_address(&name, &mut changes),
+                Removal::Address(name) => next.remove_address(&name),
                 Removal::Policy(name) => next.remove_policy(&name),
             }
-        }
-        for (service, changes) in changes {
-            next.change_endpoints(service, changes);
         }
         next
     }
 
-    fn put_workload(&mut self, workload: Arc<Workload>, changes: &mut EndpointChanges) {
-        self.remove_workload(&workload.uid, changes);
-        for key in ip_keys(&workload) {
-            let order = |w: &Workload| (core::cmp::Reverse(w.rank()), Arc::clone(&w.uid));
-            self.workloads_by_ip.insert(&key, &workload, order);
-        }
-        let by_uid = |w: &Workload| Arc::clone(&w.uid);
-        self.workloads_by_pod
-            .insert(&pod_key(&workload), &workload, by_uid);
-        for (membership, m) in workload.memberships.iter().enumerate() {
-            let endpoint = Endpoint {
-                workload: Arc::clone(&workload),
-                membership,
-            };
-            let changes = changes.entry(m.service.clone()).or_default();
-            changes.insert(Arc::clone(&workload.uid), Some(endpoint));
-        }
-        self.workloads.insert(Arc::clone(&workload.uid), workload);
+    fn hash<K: Hash + ?Sized>(&self, key: &K) -> u64 {
+        self.hasher.hash_one(key)
     }
 
-    fn remove_workload(&mut self, uid: &str, changes: &mut EndpointChanges) -> bool {
-        let Some(old) = self.workloads.remove(uid) else {
+    fn put_workload(&mut self, workload: &Arc<Workload>) {
+        self.remove_workload(&workload.uid);
+        let put = |index: &mut Trie<_>, hash| index.put(hash, Arc::clone(workload), never);
+        for key in ip_keys(workload) {
+            put(&mut self.workloads_by_ip, self.hasher.hash_one(key));
+        }
+        let pod = self.hash(&(&*workload.namespace, &*workload.name));
+        put(&mut self.workloads_by_pod, pod);
+        let uid = self.hash(&*workload.uid);
+        put(&mut self.workloads, uid);
+        for (membership, of) in workload.memberships.iter().enumerate() {
+            let endpoint = Endpoint::new(workload, membership);
+            let Self {
+                hasher, endpoints, ..
+            } = self;
+            let hash = hasher.hash_one(&of.service);
+            let is_it = |e: &Arc<Endpoints>| e.service == of.service;
+            let put = |e: &mut Arc<Endpoints>| Arc::make_mut(e).put(hasher, endpoint.clone());
+            if endpoints.change(hash, is_it, put).is_none() {
+                let mut new = Endpoints::new(of.service.clone());
+                if let Some(service) = self.services.get(hash, |s| s.key == of.service) {
+                    new.arrange_for(hasher, service);
+                }
+                new.put(hasher, endpoint);
+                endpoints.put(hash, Arc::new(new), never);
+            }
+        }
+    }
+
+    fn remove_workload(&mut self, uid: &str) -> bool {
+        let hash = self.hash(uid);
+        let Some(old) = self.workloads.remove(hash, |w| *w.uid == *uid) else {
             return false;
         };
+        let is_it = |w: &Arc<Workload>| Arc::ptr_eq(w, &old);
         for key in ip_keys(&old) {
-            self.workloads_by_ip.remove(&key, &old);
+            self.workloads_by_ip
+                .remove(self.hasher.hash_one(key), is_it);
         }
-        self.workloads_by_pod.remove(&pod_key(&old), &old);
-        for membership in &old.memberships {
-            let changes = changes.entry(membership.service.clone()).or_default();
-            changes.insert(Arc::clone(&old.uid), None);
+        let pod = self.hash(&(&*old.namespace, &*old.name));
+        self.workloads_by_pod.remove(pod, is_it);
+        for (membership, of) in old.memberships.iter().enumerate() {
+            let endpoint = Endpoint::new(&old, membership);
+            let Self {
+                hasher, endpoints, ..
+            } = self;
+            let hash = hasher.hash_one(&of.service);
+            let is_it = |e: &Arc<Endpoints>| e.service == of.service;
+            let emptied = endpoints.change(hash, is_it, |endpoints| {
+                let endpoints = Arc::make_mut(endpoints);
+                endpoints.remove(hasher, &endpoint);
+                endpoints.is_empty()
+            });
+            if emptied == Some(true) {
+                endpoints.remove(hash, is_it);
+            }
         }
         true
     }
 
-    fn put_service(&mut self, service: Arc<Service>) {
+    fn put_service(&mut self, service: &Arc<Service>) {
         self.remove_service(&service.key);
-        let by_key = |s: &Service| s.key.clone();
         for vip in &service.vips {
-            match vip_key(vip) {
-                Some(key) => self.services_by_vip.insert(&key, &service, by_key),
-                None => self
-                    .services_with_range
-                    .insert(&vip.network, &service, by_key),
+            match vip.exact() {
+                Some(ip) => {
+                    let hash = self.hash(&(&*vip.network, ip));
+                    self.services_by_vip.put(hash, Arc::clone(service), never);
+                }
+                None => {
+                    let hash = self.hash(&(&*vip.network, vip.net()));
+                    self.services_by_range.put(hash, Arc::clone(service), never);
+                    self.range_lengths.add(vip);
+                }
             }
         }
+        let hostname = self.hash(&*service.key.hostname);
         self.services_by_hostname
-            .insert(&service.key.hostname, &service, by_key);
-        self.services.insert(service.key.clone(), service);
+            .put(hostname, Arc::clone(service), never);
+        let Self {
+            hasher,
+            services,
+            endpoints,
+            ..
+        } = self;
+        let hash = hasher.hash_one(&service.key);
+        services.put(hash, Arc::clone(service), never);
+        let is_it = |e: &Arc<Endpoints>| e.service == service.key;
+        endpoints.change(hash, is_it, |endpoints| {
+            Arc::make_mut(endpoints).arrange_for(hasher, service);
+        });
     }
 
     fn remove_service(&mut self, name: &ServiceName) {
-        let Some(old) = self.services.remove(name) else {
+        let hash = self.hash(name);
+        let Some(old) = self.services.remove(hash, |s| s.key == *name) else {
             return;
         };
+        let is_it = |s: &Arc<Service>| Arc::ptr_eq(s, &old);
         for vip in &old.vips {
-            match vip_key(vip) {
-                Some(key) => self.services_by_vip.remove(&key, &old),
-                None => self.services_with_range.remove(&vip.network, &old),
+            match vip.exact() {
+                Some(ip) => {
+                    let hash = self.hash(&(&*vip.network, ip));
+                    self.services_by_vip.remove(hash, is_it);
+                }
+                None => {
+                    let hash = self.hash(&(&*vip.network, vip.net()));
+                    self.services_by_range.remove(hash, is_it);
+                    self.range_lengths.remove(vip);
+                }
             }
         }
-        self.services_by_hostname.remove(&old.key.hostname, &old);
+        let hostname = self.hash(&*old.key.hostname);
+        self.services_by_hostname.remove(hostname, is_it);
     }
 
     fn put_policy(&mut self, policy: Arc<Policy>) {
         self.remove_policy(&policy.key);
-        let by_key = |p: &Policy| p.key.clone();
+        let (key, namespace) = (policy.key.clone(), &policy.key.namespace);
         match policy.scope {
-            PolicyScope::Global => self.global_policies.insert(&(), &policy, by_key),
+            PolicyScope::Global => {
+                Arc::make_mut(&mut self.global_policies).insert(key.clone(), Arc::clone(&policy));
+            }
             PolicyScope::Namespace => {
-                self.namespace_policies
-                    .insert(&policy.key.namespace, &policy, by_key);
+                let namespaces = Arc::make_mut(&mut self.namespace_policies);
+                let of_namespace = namespaces.entry(Arc::clone(namespace)).or_default();
+                of_namespace.insert(key.clone(), Arc::clone(&policy));
             }
             PolicyScope::WorkloadSelector => {}
         }
-        self.policies.insert(policy.key.clone(), policy);
+        Arc::make_mut(&mut self.policies).insert(key, policy);
     }
 
     fn remove_policy(&mut self, name: &PolicyName) {
-        let Some(old) = self.policies.remove(name) else {
+        if !self.policies.contains_key(name) {
             return;
-        };
-        match old.scope {
-            PolicyScope::Global => self.global_policies.remove(&(), &old),
-            PolicyScope::Namespace => self.namespace_policies.remove(&old.key.namespace, &old),
-            PolicyScope::WorkloadSelector => {}
+        }
+        Arc::make_mut(&mut self.policies).remove(name);
+        if self.global_policies.contains_key(name) {
+            Arc::make_mut(&mut self.global_policies).remove(name);
+        }
+        if self.namespace_policies.contains_key(&name.namespace) {
+            let namespaces = Arc::make_mut(&mut self.namespace_policies);
+            if let Some(of_namespace) = namespaces.get_mut(&name.namespace) {
+                of_namespace.remove(name);
+                if of_namespace.is_empty() {
+                    namespaces.remove(&name.namespace);
+                }
+            }
         }
     }
 
     // A uid may look like the key of a service, so the uid comes first. A name that is neither was a workload we
     // never had.
-    fn remove_address(&mut self, name: &str, changes: &mut EndpointChanges) {
-        if self.remove_workload(name, changes) {
+    fn remove_address(&mut self, name: &str) {
+        if self.remove_workload(name) {
             return;
         }
         if let Some(service) = ServiceName::parse(name) {
             self.remove_service(&service);
         }
     }
-
-    fn change_endpoints(
-        &mut self,
-        service: ServiceName,
-        changes: BTreeMap<Arc<str>, Option<Endpoint>>,
-    ) {
-        let old = self.endpoints(&service);
-        let mut list = Vec::with_capacity(old.len() + changes.len());
-        let mut changes = changes.into_iter().peekable();
-        for endpoint in old {
-            let uid = &endpoint.workload.uid;
-            while let Some((_, new)) = changes.next_if(|(changed, _)| changed < uid) {
-                list.extend(new);
-            }
-            match changes.next_if(|(changed, _)| changed == uid) {
-                Some((_, replacement)) => list.extend(replacement),
-                None => list.push(endpoint.clone()),
-            }
-        }
-        list.extend(changes.filter_map(|(_, new)| new));
-        if list.is_empty() {
-            self.endpoints.remove(&service);
-        } else {
-            self.endpoints.insert(service, list.into());
-        }
-    }
 }
 
-/// By service and uid: the endpoint from now on, if there is one.
-type EndpointChanges = HashMap<ServiceName, BTreeMap<Arc<str>, Option<Endpoint>>>;
+/// For values that cannot be there yet.
+fn never<V>(_: &V) -> bool {
+    false
+}
 
-fn ip_keys(workload: &Workload) -> impl Iterator<Item = NetIp> + use<'_> {
+fn ip_keys(workload: &Workload) -> impl Iterator<Item = (&str, IpAddr)> {
     let standard = workload.network_mode == NetworkMode::Standard;
     let addresses = workload.addresses.iter().filter(move |_| standard);
-    addresses.map(|&ip| NetIp {
-        network: Arc::clone(&workload.network),
-        ip,
-    })
+    addresses.map(|&ip| (&*workload.network, ip))
 }
 
-fn pod_key(workload: &Workload) -> PodKey {
-    PodKey {
-        namespace: Arc::clone(&workload.namespace),
-        name: Arc::clone(&workload.name),
-    }
-}
-
-fn vip_key(vip: &Vip) -> Option<NetIp> {
-    Some(NetIp {
-        network: Arc::clone(&vip.network),
-        ip: vip.exact()?,
-    })
-}
-
-// The candidates come sorted by key, so of equals the first key wins, whenever it arrived.
 fn best<'a>(
     candidates: impl Iterator<Item = (&'a Arc<Service>, u8)>,
     namespace: &str,
@@ -403,7 +411,9 @@ fn best<'a>(
         .filter(|(service, _)| service.visible_to(namespace))
         .min_by_key(|(service, prefix_len)| {
             let own = *service.key.namespace == *namespace;
-            core::cmp::Reverse((own, *prefix_len, service.canonical))
+            // Of equals the first key wins, whenever it arrived.
+            let preferred = (own, *prefix_len, service.canonical);
+            (core::cmp::Reverse(preferred), &service.key)
         })
         .map(|(service, _)| service)
 }

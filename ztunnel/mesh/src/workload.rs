@@ -3,10 +3,14 @@
 //! A value of these types is what the control plane said, already parsed. It is never changed in place: a new
 //! record replaces the old one whole. Most wire defaults are applied by whoever parses; `identity` applies its
 //! own again, because an identity with an empty part must not exist.
+//!
+//! There may be a hundred thousand of them. What many have in common (where they run, what they belong to) is
+//! behind an `Arc`, for whoever parses to share.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::net::IpAddr;
+use core::{fmt, ops, slice};
 
 use crate::name::{
     DEFAULT_SERVICE_ACCOUNT, DEFAULT_TRUST_DOMAIN, Identity, PolicyName, ServiceName,
@@ -23,7 +27,7 @@ pub struct Workload {
     pub service_account: Arc<str>,
     /// The network its addresses live on; empty is a network too.
     pub network: Arc<str>,
-    pub addresses: Box<[IpAddr]>,
+    pub addresses: Addresses,
     /// A name to resolve when there is no address.
     pub hostname: Arc<str>,
     pub network_mode: NetworkMode,
@@ -31,33 +35,79 @@ pub struct Workload {
     /// It ends HBONE itself, no node proxy in front.
     pub native_tunnel: bool,
     pub application_tunnel: Option<ApplicationTunnel>,
-    pub waypoint: Option<GatewayAddress>,
-    pub network_gateway: Option<GatewayAddress>,
+    pub waypoint: Option<Arc<GatewayAddress>>,
+    pub network_gateway: Option<Arc<GatewayAddress>>,
     pub health: Health,
     /// Weight among the endpoints of a service; 0 is never chosen.
     pub capacity: u32,
+    pub place: Arc<Place>,
+    /// Keys of the selector policies that select it.
+    pub policies: Arc<[PolicyName]>,
+    /// The services it is an endpoint of; each at most once.
+    pub memberships: Box<[Arc<Membership>]>,
+    pub app: Arc<App>,
+}
+
+/// The addresses of a workload; most have one.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Addresses {
+    One(IpAddr),
+    Other(Box<[IpAddr]>),
+}
+
+impl ops::Deref for Addresses {
+    type Target = [IpAddr];
+
+    fn deref(&self) -> &[IpAddr] {
+        match self {
+            Self::One(ip) => slice::from_ref(ip),
+            Self::Other(ips) => ips,
+        }
+    }
+}
+
+impl FromIterator<IpAddr> for Addresses {
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(ips: I) -> Self {
+        let ips: Box<[IpAddr]> = ips.into_iter().collect();
+        match *ips {
+            [ip] => Self::One(ip),
+            _ => Self::Other(ips),
+        }
+    }
+}
+
+impl fmt::Debug for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+/// Where workloads run: the same for all of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
     pub node: Arc<str>,
     pub cluster_id: Arc<str>,
     pub locality: Locality,
-    /// Keys of the selector policies that select it.
-    pub policies: Box<[PolicyName]>,
-    /// The services it is an endpoint of; each at most once.
-    pub memberships: Box<[Membership]>,
+}
+
+/// What telemetry knows workloads as: the same for all of a deployment's revision.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct App {
     pub workload_type: WorkloadType,
     pub workload_name: Arc<str>,
     pub canonical_name: Arc<str>,
     pub canonical_revision: Arc<str>,
 }
 
-/// That a workload is an endpoint of a service, and on which of its ports.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// That workloads are endpoints of a service, and on which of their ports.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Membership {
     pub service: ServiceName,
     pub ports: Box<[PortPair]>,
 }
 
 /// A port of a service and what it means on the workload; target 0 is "not said".
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortPair {
     pub service: u16,
     pub target: u16,
@@ -78,14 +128,14 @@ pub enum NetworkMode {
     HostNetwork,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Health {
     #[default]
     Healthy,
     Unhealthy,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum WorkloadType {
     #[default]
     Deployment,
@@ -107,7 +157,7 @@ impl WorkloadType {
     }
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Locality {
     pub region: Arc<str>,
     pub zone: Arc<str>,
@@ -130,20 +180,20 @@ pub enum ApplicationProtocol {
 }
 
 /// Where a waypoint or a network gateway is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct GatewayAddress {
     pub destination: GatewayDestination,
     pub hbone_port: u16,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum GatewayDestination {
     Address { network: Arc<str>, ip: IpAddr },
     Hostname(ServiceName),
 }
 
-impl core::fmt::Display for GatewayAddress {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+impl fmt::Display for GatewayAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.destination {
             GatewayDestination::Address { network, ip } if network.is_empty() => ip.fmt(f),
             GatewayDestination::Address { network, ip } => write!(f, "{network}/{ip}"),
@@ -166,7 +216,7 @@ impl Workload {
             trust_domain: DEFAULT_TRUST_DOMAIN.into(),
             service_account: DEFAULT_SERVICE_ACCOUNT.into(),
             network: e(),
-            addresses: Box::default(),
+            addresses: Addresses::Other(Box::default()),
             hostname: e(),
             network_mode: NetworkMode::default(),
             tunnel: TunnelProtocol::default(),
@@ -176,15 +226,19 @@ impl Workload {
             network_gateway: None,
             health: Health::default(),
             capacity: 1,
-            node: e(),
-            cluster_id: DEFAULT_CLUSTER.into(),
-            locality: Locality::default(),
-            policies: Box::default(),
+            place: Arc::new(Place {
+                node: e(),
+                cluster_id: DEFAULT_CLUSTER.into(),
+                locality: Locality::default(),
+            }),
+            policies: Arc::default(),
             memberships: Box::default(),
-            workload_type: WorkloadType::default(),
-            workload_name: e(),
-            canonical_name: e(),
-            canonical_revision: e(),
+            app: Arc::new(App {
+                workload_type: WorkloadType::default(),
+                workload_name: e(),
+                canonical_name: e(),
+                canonical_revision: e(),
+            }),
         }
     }
 
@@ -201,7 +255,8 @@ impl Workload {
     /// The ports it offers as an endpoint of `service`, or nothing when it is none.
     #[must_use]
     pub fn membership(&self, service: &ServiceName) -> Option<&Membership> {
-        self.memberships.iter().find(|m| m.service == *service)
+        let memberships = self.memberships.iter().map(|m| &**m);
+        memberships.into_iter().find(|m| m.service == *service)
     }
 
     /// Which of several workloads on one address is meant: the highest.

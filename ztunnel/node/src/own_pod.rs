@@ -84,11 +84,11 @@ impl OwnPod {
     /// When that was in vain.
     pub async fn workload(&self) -> Result<Arc<Workload>, WorkloadUnknown> {
         if let Some(workload) = self.mesh.load().local_workload(&self.node, &self.name) {
-            return Ok(workload);
+            return Ok(Arc::clone(workload));
         }
         self.mesh
             .wait_for(WORKLOAD_WAIT, |mesh| {
-                mesh.local_workload(&self.node, &self.name)
+                mesh.local_workload(&self.node, &self.name).cloned()
             })
             .await
             .ok_or_else(|| WorkloadUnknown {
@@ -102,7 +102,7 @@ impl OwnPod {
     /// takes: a pod may be enrolled long before it is known there.
     pub async fn prefetch(&self) {
         const PATIENCE: Duration = Duration::from_hours(24 * 365);
-        let find = |mesh: &Mesh| mesh.local_workload(&self.node, &self.name);
+        let find = |mesh: &Mesh| mesh.local_workload(&self.node, &self.name).cloned();
         if let Some(workload) = self.mesh.wait_for(PATIENCE, find).await {
             self.hold(workload.identity());
         }
@@ -131,13 +131,13 @@ impl OwnPod {
 #[must_use]
 pub fn baggage(workload: &Workload) -> Baggage<'_> {
     Baggage {
-        cluster: &workload.cluster_id,
+        cluster: &workload.place.cluster_id,
         namespace: &workload.namespace,
-        workload_type: workload.workload_type.as_str(),
-        workload_name: &workload.workload_name,
-        service_name: &workload.canonical_name,
-        service_version: &workload.canonical_revision,
-        region: &workload.locality.region,
-        zone: &workload.locality.zone,
+        workload_type: workload.app.workload_type.as_str(),
+        workload_name: &workload.app.workload_name,
+        service_name: &workload.app.canonical_name,
+        service_version: &workload.app.canonical_revision,
+        region: &workload.place.locality.region,
+        zone: &workload.place.locality.zone,
     }
 }

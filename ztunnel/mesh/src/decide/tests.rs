@@ -385,8 +385,10 @@ fn endpoints_are_picked_by_capacity() {
     let sweep = (0..64).map(|i| decided(&text, "shop/web -> 10.0.0.2:80", i << 26));
     let picks: Vec<_> = sweep.collect();
     let count = |to| picks.iter().filter(|pick| *pick == to).count();
-    assert_eq!(count("direct 10.1.0.2:80"), 48);
-    assert_eq!(count("direct 10.1.0.3:80"), 16);
+    // Which of the two lies first is not said, so a draw on the border may fall on either.
+    let (three, one) = (count("direct 10.1.0.2:80"), count("direct 10.1.0.3:80"));
+    assert_eq!(three + one, 64);
+    assert!((15..=17).contains(&one), "{one}");
 }
 
 #[test]

@@ -27,8 +27,9 @@ fn ip(text: &str) -> IpAddr {
 
 fn endpoints(mesh: &Mesh, service: &str) -> Vec<String> {
     let service = ServiceName::parse(service).unwrap();
-    let endpoints = mesh.endpoints(&service).iter();
+    let endpoints = mesh.endpoints(&service);
     endpoints
+        .iter()
         .map(|endpoint| {
             assert_eq!(endpoint.membership().service, service);
             (*endpoint.workload.name).into()

@@ -11,7 +11,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tonic::Status;
 use ztunnel_mesh::name::{PodName, PolicyName, ServiceName};
 use ztunnel_mesh::service::{Service, Vip};
-use ztunnel_mesh::workload::{Membership, PortPair, TunnelProtocol};
+use ztunnel_mesh::workload::{Addresses, Membership, PortPair, TunnelProtocol};
 use ztunnel_mesh::{Delta, Mesh, Upsert};
 use ztunnel_sys::netns::{NetNs, NetnsThread};
 use ztunnel_sys::socket::Liveness;
@@ -175,18 +175,14 @@ impl Node {
 
     fn publish(&mut self, change: impl FnOnce(&mut Workload)) {
         let mut db = workload("db", DB);
-        db.memberships = [Membership {
+        let membership = Membership {
             service: service_name(),
             ports: Box::default(),
-        }]
-        .into();
+        };
+        db.memberships = [Arc::new(membership)].into();
         change(&mut db);
         let mut service = Service::new(service_name());
-        service.vips = [Vip {
-            network: "".into(),
-            net: std::net::IpAddr::from(VIP).into(),
-        }]
-        .into();
+        service.vips = [Vip::new("".into(), std::net::IpAddr::from(VIP).into())].into();
         let pair = |service, target| PortPair { service, target };
         service.ports = [pair(80, 8080), pair(81, 8081)].into();
         self.writer.publish(Mesh::default().apply(Delta {
@@ -253,8 +249,8 @@ fn workload(name: &str, ip: [u8; 4]) -> Workload {
     workload.name = name.into();
     workload.namespace = "shop".into();
     workload.service_account = name.into();
-    workload.node = NODE.into();
-    workload.addresses = [ip.into()].into();
+    Arc::make_mut(&mut workload.place).node = NODE.into();
+    workload.addresses = Addresses::One(ip.into());
     workload.tunnel = TunnelProtocol::Hbone;
     workload
 }

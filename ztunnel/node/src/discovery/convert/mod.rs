@@ -5,23 +5,27 @@
 //! (public) or workload type (deployment), an identity that is none (left out, with a warning).
 
 mod policy;
+mod pool;
 mod service;
 mod workload;
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use prost::Message as _;
 use ztunnel_mesh::Upsert;
-use ztunnel_mesh::name::ServiceName;
-use ztunnel_mesh::workload::{GatewayAddress, GatewayDestination, PortPair};
+use ztunnel_mesh::name::{PolicyName, ServiceName};
+use ztunnel_mesh::workload::{
+    App, GatewayAddress, GatewayDestination, Membership, Place, PortPair,
+};
 use ztunnel_proto::istio::security::Authorization;
 use ztunnel_proto::istio::workload as wire;
 
+use pool::Pool;
+
 /// Why a resource was rejected.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConvertError {
+pub enum ConvertError {
     #[error("the resource has no content")]
     NoContent,
     #[error("the content is no such message: {0}")]
@@ -46,15 +50,20 @@ pub(super) enum ConvertError {
 
 /// A resource, and what was left out of it.
 #[derive(Debug)]
-pub(super) struct Converted {
-    pub(super) upsert: Upsert,
-    pub(super) warnings: Vec<String>,
+pub struct Converted {
+    pub upsert: Upsert,
+    pub warnings: Vec<String>,
 }
 
-/// Keeps the strings that many resources have in common, so that they are in memory once.
+/// Keeps what many resources have in common, so that it is in memory once.
 #[derive(Debug, Default)]
 pub(super) struct Converter {
-    names: Names,
+    names: Pool<str>,
+    places: Pool<Place>,
+    apps: Pool<App>,
+    memberships: Pool<Membership>,
+    policies: Pool<[PolicyName]>,
+    gateways: Pool<GatewayAddress>,
 }
 
 impl Converter {
@@ -73,9 +82,20 @@ impl Converter {
         self.policy(policy)
     }
 
-    /// Forgets strings that nothing uses any more.
+    /// Forgets what nothing uses any more.
     pub(super) fn tidy(&mut self) {
+        self.places.tidy();
+        self.apps.tidy();
+        self.memberships.tidy();
+        self.policies.tidy();
+        self.gateways.tidy();
+        // Last: the others are made of them.
         self.names.tidy();
+    }
+
+    fn name_or(&mut self, name: &str, default: &str) -> Arc<str> {
+        self.names
+            .shared(if name.is_empty() { default } else { name })
     }
 
     fn gateway(
@@ -86,11 +106,11 @@ impl Converter {
         use wire::gateway_address::Destination;
         let destination = match address.destination.ok_or(ConvertError::Unset(field))? {
             Destination::Hostname(name) => GatewayDestination::Hostname(ServiceName {
-                namespace: self.names.shared(&name.namespace),
-                hostname: self.names.shared(&name.hostname),
+                namespace: self.names.shared(&*name.namespace),
+                hostname: self.names.shared(&*name.hostname),
             }),
             Destination::Address(address) => GatewayDestination::Address {
-                network: self.names.shared(&address.network),
+                network: self.names.shared(&*address.network),
                 ip: ip(field, &address.address)?,
             },
         };
@@ -98,36 +118,6 @@ impl Converter {
             destination,
             hbone_port: port(address.hbone_mtls_port),
         })
-    }
-}
-
-/// Strings in use, each once.
-#[derive(Debug, Default)]
-struct Names {
-    known: HashSet<Arc<str>>,
-    tidy_at: usize,
-}
-
-impl Names {
-    fn shared(&mut self, name: &str) -> Arc<str> {
-        if let Some(known) = self.known.get(name) {
-            return Arc::clone(known);
-        }
-        let new: Arc<str> = name.into();
-        self.known.insert(Arc::clone(&new));
-        new
-    }
-
-    fn or(&mut self, name: &str, default: &str) -> Arc<str> {
-        self.shared(if name.is_empty() { default } else { name })
-    }
-
-    // Looks at everything, so only when as much has come as was left the last time.
-    fn tidy(&mut self) {
-        if self.known.len() > self.tidy_at {
-            self.known.retain(|name| Arc::strong_count(name) > 1);
-            self.tidy_at = 1024.max(self.known.len() * 2);
-        }
     }
 }
 

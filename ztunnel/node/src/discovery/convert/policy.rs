@@ -38,8 +38,8 @@ impl Converter {
         let rules = p.rules.iter().map(&mut rule).collect();
         let policy = Policy {
             key: PolicyName {
-                namespace: self.names.shared(&p.namespace),
-                name: self.names.shared(&p.name),
+                namespace: self.names.shared(&*p.namespace),
+                name: self.names.shared(&*p.name),
             },
             scope,
             action,
@@ -57,9 +57,9 @@ impl Converter {
         let mut string = |m: &wire::StringMatch| {
             use wire::string_match::MatchType;
             Some(match m.match_type.as_ref()? {
-                MatchType::Exact(s) => StringMatch::Exact(names.shared(s)),
-                MatchType::Prefix(s) => StringMatch::Prefix(names.shared(s)),
-                MatchType::Suffix(s) => StringMatch::Suffix(names.shared(s)),
+                MatchType::Exact(s) => StringMatch::Exact(names.shared(&**s)),
+                MatchType::Prefix(s) => StringMatch::Prefix(names.shared(&**s)),
+                MatchType::Suffix(s) => StringMatch::Suffix(names.shared(&**s)),
                 MatchType::Presence(()) => StringMatch::Presence,
             })
         };
@@ -83,8 +83,8 @@ impl Converter {
             (&m.service_accounts, &m.not_service_accounts),
             |account| {
                 Some(ServiceAccountMatch {
-                    namespace: names.shared(&account.namespace),
-                    service_account: names.shared(&account.service_account),
+                    namespace: names.shared(&*account.namespace),
+                    service_account: names.shared(&*account.service_account),
                 })
             },
         );

@@ -50,10 +50,10 @@ impl Converter {
             .collect();
         let service = Service {
             key: ServiceName {
-                namespace: self.names.shared(&s.namespace),
-                hostname: self.names.shared(&s.hostname),
+                namespace: self.names.shared(&*s.namespace),
+                hostname: self.names.shared(&*s.hostname),
             },
-            name: self.names.shared(&s.name),
+            name: self.names.shared(&*s.name),
             vips,
             ports: port_pairs(&s.ports),
             subject_alt_names,
@@ -84,10 +84,7 @@ impl Converter {
                     length,
                 })?,
         };
-        Ok(Vip {
-            network: self.names.shared(&address.network),
-            net,
-        })
+        Ok(Vip::new(self.names.shared(&*address.network), net))
     }
 
     fn weighted_waypoint(

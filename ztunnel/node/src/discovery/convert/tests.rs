@@ -109,7 +109,7 @@ fn fields_of_a_workload_arrive() {
     .unwrap();
     assert_eq!(w.identity().to_string(), "spiffe://td/ns/ns/sa/sa");
     assert_eq!(w.tunnel, TunnelProtocol::Hbone);
-    assert_eq!(w.workload_type, WorkloadType::Deployment);
+    assert_eq!(w.app.workload_type, WorkloadType::Deployment);
     assert_eq!(w.capacity, 0);
     assert_eq!(w.addresses.len(), 2);
     let keys: Vec<_> = w
@@ -406,5 +406,5 @@ fn common_strings_are_in_memory_once_and_forgotten_with_their_last_user() {
     assert!(Arc::ptr_eq(&a.namespace, &b.namespace));
     drop((a, b));
     converter.tidy();
-    assert!(converter.names.known.is_empty());
+    assert!(converter.names.is_empty());
 }

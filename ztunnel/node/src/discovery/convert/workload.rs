@@ -1,10 +1,12 @@
 //! Workloads from the wire.
 
+use std::sync::Arc;
+
 use ztunnel_mesh::Upsert;
 use ztunnel_mesh::name::{DEFAULT_SERVICE_ACCOUNT, DEFAULT_TRUST_DOMAIN, PolicyName, ServiceName};
 use ztunnel_mesh::workload::{
-    ApplicationProtocol, ApplicationTunnel, DEFAULT_CLUSTER, Health, Locality, Membership,
-    NetworkMode, TunnelProtocol, Workload, WorkloadType,
+    App, ApplicationProtocol, ApplicationTunnel, DEFAULT_CLUSTER, GatewayAddress, Health, Locality,
+    Membership, NetworkMode, Place, TunnelProtocol, Workload, WorkloadType,
 };
 use ztunnel_proto::istio::workload as wire;
 
@@ -35,11 +37,11 @@ impl Converter {
         let addresses = addresses.collect::<Result<_, _>>()?;
         let waypoint = w
             .waypoint
-            .map(|g| self.gateway("waypoint", g))
+            .map(|g| self.shared_gateway("waypoint", g))
             .transpose()?;
         let network_gateway = w
             .network_gateway
-            .map(|g| self.gateway("network_gateway", g))
+            .map(|g| self.shared_gateway("network_gateway", g))
             .transpose()?;
         let application_tunnel = w.application_tunnel.map(application_tunnel).transpose()?;
         let mut memberships = w
@@ -52,15 +54,30 @@ impl Converter {
         let mut warnings = Vec::new();
         let policies = self.policy_names(&w.authorization_policies, &mut warnings);
         let locality = w.locality.unwrap_or_default();
+        let place = Place {
+            node: self.names.shared(&*w.node),
+            cluster_id: self.name_or(&w.cluster_id, DEFAULT_CLUSTER),
+            locality: Locality {
+                region: self.names.shared(&*locality.region),
+                zone: self.names.shared(&*locality.zone),
+                subzone: self.names.shared(&*locality.subzone),
+            },
+        };
+        let app = App {
+            workload_type,
+            workload_name: self.names.shared(&*w.workload_name),
+            canonical_name: self.names.shared(&*w.canonical_name),
+            canonical_revision: self.names.shared(&*w.canonical_revision),
+        };
         let workload = Workload {
             uid: w.uid.into(),
             name: w.name.into(),
-            namespace: self.names.shared(&w.namespace),
-            trust_domain: self.names.or(&w.trust_domain, DEFAULT_TRUST_DOMAIN),
-            service_account: self.names.or(&w.service_account, DEFAULT_SERVICE_ACCOUNT),
-            network: self.names.shared(&w.network),
+            namespace: self.names.shared(&*w.namespace),
+            trust_domain: self.name_or(&w.trust_domain, DEFAULT_TRUST_DOMAIN),
+            service_account: self.name_or(&w.service_account, DEFAULT_SERVICE_ACCOUNT),
+            network: self.names.shared(&*w.network),
             addresses,
-            hostname: self.names.shared(&w.hostname),
+            hostname: self.names.shared(&*w.hostname),
             network_mode,
             tunnel,
             native_tunnel: w.native_tunnel,
@@ -69,19 +86,10 @@ impl Converter {
             network_gateway,
             health,
             capacity: w.capacity.unwrap_or(1),
-            node: self.names.shared(&w.node),
-            cluster_id: self.names.or(&w.cluster_id, DEFAULT_CLUSTER),
-            locality: Locality {
-                region: self.names.shared(&locality.region),
-                zone: self.names.shared(&locality.zone),
-                subzone: self.names.shared(&locality.subzone),
-            },
+            place: self.places.shared(place),
             policies,
             memberships: memberships.into(),
-            workload_type,
-            workload_name: self.names.shared(&w.workload_name),
-            canonical_name: self.names.shared(&w.canonical_name),
-            canonical_revision: self.names.shared(&w.canonical_revision),
+            app: self.apps.shared(app),
         };
         Ok(Converted {
             upsert: Upsert::Workload(workload.into()),
@@ -93,22 +101,23 @@ impl Converter {
         &mut self,
         key: &str,
         ports: &wire::PortList,
-    ) -> Result<Membership, ConvertError> {
+    ) -> Result<Arc<Membership>, ConvertError> {
         let (namespace, hostname) = key
             .split_once('/')
             .ok_or_else(|| ConvertError::ServiceKey(key.into()))?;
-        Ok(Membership {
+        let membership = Membership {
             service: ServiceName {
                 namespace: self.names.shared(namespace),
                 hostname: self.names.shared(hostname),
             },
             ports: port_pairs(&ports.ports),
-        })
+        };
+        Ok(self.memberships.shared(membership))
     }
 
     // A key without a slash names a policy that cannot exist. It stays, as such a policy, so that the workload
     // counts as one whose policies have not all arrived.
-    fn policy_names(&mut self, keys: &[String], warnings: &mut Vec<String>) -> Box<[PolicyName]> {
+    fn policy_names(&mut self, keys: &[String], warnings: &mut Vec<String>) -> Arc<[PolicyName]> {
         let names = keys.iter().map(|key| {
             let (namespace, name) = key.split_once('/').unwrap_or_else(|| {
                 warnings.push(format!(
@@ -122,7 +131,17 @@ impl Converter {
                 name: self.names.shared(name),
             }
         });
-        names.collect()
+        let names: Vec<_> = names.collect();
+        self.policies.shared(names)
+    }
+
+    fn shared_gateway(
+        &mut self,
+        field: &'static str,
+        address: wire::GatewayAddress,
+    ) -> Result<Arc<GatewayAddress>, ConvertError> {
+        let gateway = self.gateway(field, address)?;
+        Ok(self.gateways.shared(gateway))
     }
 }
 
