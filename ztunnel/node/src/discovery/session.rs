@@ -5,23 +5,27 @@
 //! version. Every name that is held is reported at the start of a stream, since the control plane finds out from
 //! that what to take back. Which streams exist and when is the task's business.
 
+mod held;
+
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use ztunnel_mesh::name::PolicyName;
-use ztunnel_mesh::{Delta, Removal};
+use ztunnel_mesh::{Delta, Removal, Upsert};
 use ztunnel_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status,
 };
 use ztunnel_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 
 use super::convert::{ConvertError, Converted, Converter};
+use held::Held;
 
 /// How many rejections a NACK spells out.
 const NACK_DETAILS: usize = 100;
 
 /// What stays of a conversation from stream to stream.
 #[derive(Debug)]
-pub(super) struct AdsSession {
+pub struct AdsSession {
     node: Node,
     types: [TypeState; 2],
     converter: Converter,
@@ -37,8 +41,7 @@ enum Kind {
 #[derive(Debug)]
 struct TypeState {
     kind: Kind,
-    /// Resource name to version.
-    held: HashMap<String, String>,
+    held: Held,
     /// The first response of this stream is everything there is, so what it does not name is gone.
     expects_everything: bool,
     responded: bool,
@@ -47,7 +50,7 @@ struct TypeState {
 
 /// What to tell the control plane at the start of a stream about what we hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Resume {
+pub enum Resume {
     /// All of it: it sends what differs.
     Tell,
     /// Nothing, because the list is too long for it: it sends everything.
@@ -56,20 +59,20 @@ pub(super) enum Resume {
 
 /// What follows from a response: first apply, then answer.
 #[derive(Debug)]
-pub(super) struct Received {
-    pub(super) delta: Delta,
-    pub(super) answer: DeltaDiscoveryRequest,
+pub struct Received {
+    pub delta: Delta,
+    pub answer: DeltaDiscoveryRequest,
     /// Name and reason of each resource that was not taken.
-    pub(super) rejected: Vec<(String, ConvertError)>,
+    pub rejected: Vec<(String, ConvertError)>,
     /// What was left out of resources that were taken, and oddities of the response itself.
-    pub(super) warnings: Vec<String>,
+    pub warnings: Vec<String>,
 }
 
 impl AdsSession {
-    pub(super) fn new(node: Node) -> Self {
+    pub fn new(node: Node) -> Self {
         let state = |kind| TypeState {
             kind,
-            held: HashMap::new(),
+            held: Held::default(),
             expects_everything: false,
             responded: false,
             acked: false,
@@ -82,7 +85,7 @@ impl AdsSession {
     }
 
     /// The first requests of a new stream, in order: wildcard subscriptions.
-    pub(super) fn open(&mut self, resume: Resume) -> [DeltaDiscoveryRequest; 2] {
+    pub fn open(&mut self, resume: Resume) -> [DeltaDiscoveryRequest; 2] {
         let node = &self.node;
         self.types.each_mut().map(|state| {
             state.expects_everything = resume == Resume::StartOver;
@@ -90,7 +93,7 @@ impl AdsSession {
                 node: Some(node.clone()),
                 type_url: state.kind.type_url().into(),
                 initial_resource_versions: match resume {
-                    Resume::Tell => state.held.clone(),
+                    Resume::Tell => state.held.versions(),
                     Resume::StartOver => HashMap::new(),
                 },
                 ..DeltaDiscoveryRequest::default()
@@ -99,7 +102,7 @@ impl AdsSession {
     }
 
     /// Takes a response apart.
-    pub(super) fn receive(&mut self, response: DeltaDiscoveryResponse) -> Received {
+    pub fn receive(&mut self, response: DeltaDiscoveryResponse) -> Received {
         let mut received = Received {
             delta: Delta::default(),
             answer: DeltaDiscoveryRequest {
@@ -116,23 +119,28 @@ impl AdsSession {
             received.warnings.push(warning);
             return received;
         };
-        let mut unseen: HashSet<String> = match std::mem::take(&mut state.expects_everything) {
-            true => state.held.keys().cloned().collect(),
+        let mut unseen: HashSet<Arc<str>> = match std::mem::take(&mut state.expects_everything) {
+            true => state.held.names().cloned().collect(),
             false => HashSet::new(),
         };
         for resource in response.resources {
-            unseen.remove(&resource.name);
+            unseen.remove(&*resource.name);
             match state.kind.convert(&mut self.converter, &resource) {
                 Ok(Converted { upsert, warnings }) => {
                     let named = warnings.iter().map(|w| format!("{}: {w}", resource.name));
                     received.warnings.extend(named);
+                    let name = match &upsert {
+                        Upsert::Workload(w) if *w.uid == *resource.name => Arc::clone(&w.uid),
+                        _ => resource.name.into(),
+                    };
+                    state.held.insert(name, &resource.version);
                     received.delta.upserts.push(upsert);
-                    state.held.insert(resource.name, resource.version);
                 }
                 Err(error) => received.rejected.push((resource.name, error)),
             }
         }
-        for name in response.removed_resources.into_iter().chain(unseen) {
+        let removed = response.removed_resources.into_iter().map(Arc::from);
+        for name in removed.chain(unseen) {
             state.held.remove(&name);
             received.delta.removals.extend(state.kind.removal(&name));
         }
@@ -149,18 +157,18 @@ impl AdsSession {
     }
 
     /// Forgets what the snapshots no longer use; after the delta of a response has been applied.
-    pub(super) fn tidy(&mut self) {
+    pub fn tidy(&mut self) {
         self.converter.tidy();
     }
 
     /// Whether a response of each type has come: before that the mesh is a part of the truth that must not be
     /// acted on, workloads without the policies that protect them.
-    pub(super) fn is_complete(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         self.types.iter().all(|state| state.responded)
     }
 
     /// Whether a response of each type was accepted whole.
-    pub(super) fn is_synced(&self) -> bool {
+    pub fn is_synced(&self) -> bool {
         self.types.iter().all(|state| state.acked)
     }
 }
