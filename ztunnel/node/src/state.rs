@@ -17,7 +17,12 @@ use ztunnel_mesh::Mesh;
 pub struct MeshWriter {
     current: Arc<ArcSwap<Mesh>>,
     published: watch::Sender<u64>,
+    /// Snapshots that a reader may still look at.
+    retired: Vec<Arc<Mesh>>,
 }
+
+/// So many old snapshots wait for their readers; a reader that holds an older one frees it itself.
+const MAX_RETIRED: usize = 16;
 
 /// Reads the newest snapshot.
 #[derive(Clone, Debug)]
@@ -34,6 +39,7 @@ pub fn mesh_channel() -> (MeshWriter, MeshReader) {
     let writer = MeshWriter {
         current: Arc::clone(&current),
         published: sender,
+        retired: Vec::new(),
     };
     let reader = MeshReader {
         current,
@@ -45,9 +51,21 @@ pub fn mesh_channel() -> (MeshWriter, MeshReader) {
 impl MeshWriter {
     /// Makes `mesh` what readers see from now on.
     pub fn publish(&mut self, mesh: Mesh) {
-        self.current.store(Arc::new(mesh));
-        // After the store: whoever this wakes must find the new snapshot.
+        let old = self.current.swap(Arc::new(mesh));
+        // After the swap: whoever this wakes must find the new snapshot.
         self.published.send_modify(|count| *count += 1);
+        self.retired.push(old);
+        if self.retired.len() > MAX_RETIRED {
+            self.retired.remove(0);
+        }
+        self.reclaim();
+    }
+
+    /// Frees the old snapshots that nobody looks at any more. What the last holder of a large one has to free takes
+    /// milliseconds, and that must not be a thread that serves connections. Says whether some are left.
+    pub fn reclaim(&mut self) -> bool {
+        self.retired.retain(|mesh| Arc::strong_count(mesh) > 1);
+        !self.retired.is_empty()
     }
 
     /// A further reader.
@@ -112,6 +130,31 @@ mod tests {
         assert!(before.workload("a").is_none());
         assert!(reader.load().workload("a").is_some());
         assert!(writer.reader().load().workload("a").is_some());
+    }
+
+    #[test]
+    fn old_snapshots_are_freed_by_the_writer() {
+        let (mut writer, reader) = mesh_channel();
+        writer.publish(with("a"));
+        let workload = Arc::downgrade(reader.load().workload("a").unwrap());
+
+        let in_use = reader.load();
+        writer.publish(with("b"));
+        assert!(writer.reclaim());
+        drop(in_use);
+        assert!(workload.upgrade().is_some());
+        assert!(!writer.reclaim());
+        assert!(workload.upgrade().is_none());
+
+        let held: Vec<_> = (0..2 * MAX_RETIRED)
+            .map(|_| {
+                writer.publish(with("c"));
+                reader.load()
+            })
+            .collect();
+        assert_eq!(writer.retired.len(), MAX_RETIRED);
+        drop(held);
+        assert!(!writer.reclaim());
     }
 
     #[tokio::test(start_paused = true)]
