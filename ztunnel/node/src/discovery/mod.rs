@@ -11,9 +11,9 @@
 //!
 //! Absent on purpose: asking for single resources on demand. We subscribe to everything.
 
-mod convert;
+pub mod convert;
 mod node;
-mod session;
+pub mod session;
 
 use std::time::Duration;
 
