@@ -15,6 +15,7 @@ mod fixture;
 pub mod inbound;
 mod listed;
 pub mod name;
+pub mod partial;
 pub mod policy;
 pub mod reason;
 pub mod service;

@@ -18,6 +18,7 @@ use hashbrown::{Equivalent, HashMap};
 
 use crate::listed::Listed;
 use crate::name::{PodName, PolicyName, ServiceName};
+use crate::partial::Partial;
 use crate::policy::{Policy, PolicyScope};
 use crate::service::{Service, Vip};
 use crate::shard::ShardMap;
@@ -40,6 +41,8 @@ pub struct Mesh {
     policies: ShardMap<PolicyName, Arc<Policy>>,
     global_policies: Listed<(), Policy>,
     namespace_policies: Listed<Arc<str>, Policy>,
+    /// None when everything is known.
+    pub(crate) partial: Option<Partial>,
 }
 
 /// One response of the control plane: upserts take effect before removals.
@@ -133,6 +136,12 @@ impl Mesh {
     #[must_use]
     pub fn workload_by_ip(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
         self.workloads_by_ip.get(&NetIpRef { network, ip }).first()
+    }
+
+    /// Whether a workload or a service has exactly this address, whoever may use it.
+    pub(crate) fn has_address(&self, network: &str, ip: IpAddr) -> bool {
+        let key = NetIpRef { network, ip };
+        !self.workloads_by_ip.get(&key).is_empty() || !self.services_by_vip.get(&key).is_empty()
     }
 
     /// The service with this key.
@@ -261,9 +270,9 @@ impl Mesh {
         self.workloads.insert(Arc::clone(&workload.uid), workload);
     }
 
-    fn remove_workload(&mut self, uid: &str, changes: &mut EndpointChanges) -> bool {
+    fn remove_workload(&mut self, uid: &str, changes: &mut EndpointChanges) {
         let Some(old) = self.workloads.remove(uid) else {
-            return false;
+            return;
         };
         for key in ip_keys(&old) {
             self.workloads_by_ip.remove(&key, &old);
@@ -273,7 +282,6 @@ impl Mesh {
             let changes = changes.entry(membership.service.clone()).or_default();
             changes.insert(Arc::clone(&old.uid), None);
         }
-        true
     }
 
     fn put_service(&mut self, service: Arc<Service>) {
@@ -330,12 +338,10 @@ impl Mesh {
         }
     }
 
-    // A uid may look like the key of a service, so the uid comes first. A name that is neither was a workload we
-    // never had.
+    // A uid may look like the key of a service, and the wire has one name for both: whatever has it is gone. A name
+    // that is neither was a workload we never had.
     fn remove_address(&mut self, name: &str, changes: &mut EndpointChanges) {
-        if self.remove_workload(name, changes) {
-            return;
-        }
+        self.remove_workload(name, changes);
         if let Some(service) = ServiceName::parse(name) {
             self.remove_service(&service);
         }
