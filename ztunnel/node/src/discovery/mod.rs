@@ -12,33 +12,38 @@
 //! On demand, the mesh is partial, and what its readers lack is asked for on the same stream; nobody is told anything
 //! but by the snapshot that has the answer. What is asked for while there is no stream is remembered for the next one.
 
-mod convert;
+mod codec;
+pub mod convert;
 mod node;
-mod session;
+pub mod session;
 
 use std::pin::pin;
 use std::time::Duration;
 
+use http::uri::PathAndQuery;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::client::Grpc;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 use tracing::{debug, info, warn};
 use ztunnel_mesh::Mesh;
 use ztunnel_mesh::partial::Key;
-use ztunnel_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use ztunnel_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
 use crate::control_plane::{ControlPlaneError, Endpoint, MAX_RESPONSE, explain};
 use crate::state::MeshWriter;
 use crate::task::{Backoff, Shutdown};
 
+use codec::Bounded;
 pub use node::NodeDescription;
 pub use session::Subscription;
 use session::{AdsSession, Received, Resume};
 
+const METHOD: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 /// From the call to the first answer: connecting has its own, shorter deadline, and a control plane with much to
 /// send starts to answer when it has put it together.
 const OPEN_DEADLINE: Duration = Duration::from_secs(60);
@@ -254,9 +259,14 @@ impl Discovery {
         }
         let mut call = Request::new(ReceiverStream::new(outgoing));
         *call.metadata_mut() = metadata;
-        let mut client =
-            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
-        let response = timeout(OPEN_DEADLINE, client.delta_aggregated_resources(call));
+        let mut client = Grpc::new(channel).max_decoding_message_size(MAX_RESPONSE);
+        let response = timeout(OPEN_DEADLINE, async {
+            let ready = client.ready().await;
+            ready.map_err(|err| Status::from_error(Box::new(err)))?;
+            // The generated client would not let us choose how responses are decoded.
+            let path = PathAndQuery::from_static(METHOD);
+            client.streaming(call, path, Bounded).await
+        });
         let response = self
             .collecting(response)
             .await

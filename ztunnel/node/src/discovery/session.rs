@@ -29,7 +29,7 @@ const NACK_DETAILS: usize = 100;
 
 /// What stays of a conversation from stream to stream.
 #[derive(Debug)]
-pub(super) struct AdsSession {
+pub struct AdsSession {
     node: Node,
     types: [TypeState; 2],
     /// What addresses were asked for; none when we are subscribed to all.
@@ -64,7 +64,7 @@ struct TypeState {
 
 /// What to tell the control plane at the start of a stream about what we hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Resume {
+pub enum Resume {
     /// All of it: it sends what differs.
     Tell,
     /// Nothing, because the list is too long for it: it sends everything.
@@ -73,19 +73,23 @@ pub(super) enum Resume {
 
 /// What follows from a response: first apply, then answer.
 #[derive(Debug)]
-pub(super) struct Received {
-    pub(super) delta: Delta,
-    pub(super) answer: DeltaDiscoveryRequest,
+pub struct Received {
+    /// To be applied to the mesh, before anything is answered.
+    pub delta: Delta,
+    /// The ACK or NACK.
+    pub answer: DeltaDiscoveryRequest,
     /// Name and reason of each resource that was not taken.
-    pub(super) rejected: Vec<(String, ConvertError)>,
+    pub rejected: Vec<(String, ConvertError)>,
     /// What was left out of resources that were taken, and oddities of the response itself.
-    pub(super) warnings: Vec<String>,
+    pub warnings: Vec<String>,
     /// What had been asked for, or was on record as absent, and is there now or is not.
-    pub(super) answered: Vec<Key>,
+    pub answered: Vec<Key>,
 }
 
 impl AdsSession {
-    pub(super) fn new(node: Node, subscription: Subscription) -> Self {
+    /// The beginning of all conversations of a daemon.
+    #[must_use]
+    pub fn new(node: Node, subscription: Subscription) -> Self {
         let state = |kind| TypeState {
             kind,
             held: HashMap::new(),
@@ -105,7 +109,7 @@ impl AdsSession {
     }
 
     /// The first requests of a new stream, in order.
-    pub(super) fn open(&mut self, resume: Resume) -> [DeltaDiscoveryRequest; 2] {
+    pub fn open(&mut self, resume: Resume) -> [DeltaDiscoveryRequest; 2] {
         let Self { node, asked, .. } = self;
         self.types.each_mut().map(|state| {
             state.expects_everything = resume == Resume::StartOver;
@@ -132,14 +136,14 @@ impl AdsSession {
     }
 
     /// Takes note that a connection needs to know about `key`.
-    pub(super) fn ask(&mut self, key: Key, now: Instant) {
+    pub fn ask(&mut self, key: Key, now: Instant) {
         if let Some(asked) = &mut self.asked {
             asked.ask(key, now);
         }
     }
 
     /// The requests that follow from what was asked for and answered since the last time; mostly none.
-    pub(super) fn questions(&mut self) -> Vec<DeltaDiscoveryRequest> {
+    pub fn questions(&mut self) -> Vec<DeltaDiscoveryRequest> {
         let questions = self.asked.iter_mut().flat_map(Asked::questions);
         let request = |question: asked::Question| DeltaDiscoveryRequest {
             type_url: ADDRESS_TYPE.into(),
@@ -152,7 +156,7 @@ impl AdsSession {
 
     /// Puts on record what of `answered` is not in the mesh, now that the response has been applied to it.
     #[must_use]
-    pub(super) fn record(&mut self, mesh: Mesh, answered: &[Key], now: Instant) -> Mesh {
+    pub fn record(&mut self, mesh: Mesh, answered: &[Key], now: Instant) -> Mesh {
         let Some(asked) = &mut self.asked else {
             return mesh;
         };
@@ -172,13 +176,13 @@ impl AdsSession {
     }
 
     /// Takes off the record what has been there too long to be relied on. None when nothing changes.
-    pub(super) fn forget(&mut self, mesh: &Mesh, now: Instant) -> Option<Mesh> {
+    pub fn forget(&mut self, mesh: &Mesh, now: Instant) -> Option<Mesh> {
         let forgotten = self.asked.as_mut()?.forget(now);
         (!forgotten.is_empty()).then(|| mesh.with_absences([], &forgotten))
     }
 
     /// Takes a response apart.
-    pub(super) fn receive(&mut self, response: DeltaDiscoveryResponse) -> Received {
+    pub fn receive(&mut self, response: DeltaDiscoveryResponse) -> Received {
         let mut received = Received {
             delta: Delta::default(),
             answer: DeltaDiscoveryRequest {
@@ -253,18 +257,18 @@ impl AdsSession {
     }
 
     /// Forgets what the snapshots no longer use; after the delta of a response has been applied.
-    pub(super) fn tidy(&mut self) {
+    pub fn tidy(&mut self) {
         self.converter.tidy();
     }
 
     /// Whether a response of each type subscribed to as a whole has come: before that the mesh is a part of the truth
     /// that must not be acted on, workloads without the policies that protect them.
-    pub(super) fn is_complete(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         self.awaited().all(|state| state.responded)
     }
 
     /// Whether a response of each such type was accepted whole.
-    pub(super) fn is_synced(&self) -> bool {
+    pub fn is_synced(&self) -> bool {
         self.awaited().all(|state| state.acked)
     }
 

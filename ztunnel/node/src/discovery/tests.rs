@@ -273,6 +273,23 @@ async fn a_list_that_is_too_long_is_left_out_next_time() {
 }
 
 #[tokio::test]
+async fn a_response_of_too_many_parts_is_not_even_decoded() {
+    let mut control_plane = ControlPlane::start().await;
+    let client = Client::start(control_plane.address);
+    let mut stream = control_plane.conversation().await;
+    stream.answer(AUTHORIZATION_TYPE, "1", &[], &[]).await;
+    stream.answer(ADDRESS_TYPE, "2", &["a"], &[]).await;
+    assert!(client.sees("a").await);
+    let removed = [vec![""; codec::MAX_PARTS], vec!["a"]].concat();
+    stream.answer(ADDRESS_TYPE, "3", &[], &removed).await;
+
+    stream = control_plane.conversation().await;
+    let held = stream.request().await.initial_resource_versions;
+    assert!(held.contains_key("a"));
+    assert!(client.sees("a").await);
+}
+
+#[tokio::test]
 async fn attempts_that_cannot_even_start_slow_down_and_go_on() {
     let mut control_plane = ControlPlane::start().await;
     let start = Instant::now();

@@ -32,7 +32,7 @@ const MAX_CONTENT: usize = 1024 * 1024;
 
 /// Why a resource was rejected.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConvertError {
+pub enum ConvertError {
     #[error("the resource has no content")]
     NoContent,
     #[error("the content has {0} bytes, more than {MAX_CONTENT}")]
