@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use lab::tester::{Check, Outcome, Report, Service};
-use lab::{DaemonOptions, Lab, OUTSIDE_HOST_V4};
+use lab::{DaemonOptions, Lab, OUTSIDE_HOST_V4, Validity, hbone};
 
 use crate::access::{self, eventually};
 use crate::mesh::MESH;
@@ -243,6 +243,31 @@ fn a_pod_that_moves_to_another_address_is_followed() {
             .contains_key(&(old.ip(), old.port()))
     );
     assert_eq!(asked(&lab, OLD), 1);
+}
+
+#[test]
+fn a_connect_by_hostname_has_the_service_of_the_pod_asked_for() {
+    let lab = enrolled(MESH);
+    let far = lab.pod("shop/far");
+    let _server = far.serve().unwrap();
+    let identity = lab.pod("shop/client").identity().to_owned();
+    let validity = Validity::of(Duration::from_secs(60));
+    let authority = lab.control_plane().authority();
+    let credential = authority.issue(&identity, validity).unwrap();
+    let client = hbone::Client::from(lab.outside()).with(&credential);
+    let client = client.payload("hello");
+    let to = (far.v4().unwrap(), hbone::PORT).into();
+    let asked = |service: &str| lab.control_plane().lookups("node2", service);
+    for (host, status, questions) in [
+        ("far.shop.svc.cluster.local", 200, 1),
+        ("far.shop.svc.cluster.local", 200, 1),
+        // Not one of the pod's: there is nothing to ask.
+        ("near.shop.svc.cluster.local", 503, 0),
+    ] {
+        let answer = client.connect(to, &format!("{host}:7001")).unwrap();
+        assert_eq!(answer.unwrap().status, status, "{host}");
+        assert_eq!(asked(&format!("shop/{host}")), questions, "{host}");
+    }
 }
 
 #[test]
