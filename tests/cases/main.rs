@@ -12,6 +12,7 @@ mod lifecycle;
 mod local_api;
 mod mesh;
 mod no_way;
+mod on_demand;
 mod own_ports;
 mod policy;
 mod traffic;

@@ -77,6 +77,7 @@ impl OpenStream {
                     if let Some((kind, rejected)) = reaction.answer {
                         self.note(kind, rejected);
                     }
+                    self.note_lookups(&reaction.lookups);
                     Vec::from_iter(reaction.response)
                 }
                 changed = snapshots.changed() => {
@@ -93,6 +94,15 @@ impl OpenStream {
                     return Ok(());
                 }
             }
+        }
+    }
+
+    fn note_lookups(&self, names: &[String]) {
+        if !names.is_empty() {
+            let node = &self.node;
+            self.shared
+                .log(&format!("discovery: {node} asks for {}", names.join(" ")));
+            lock(&self.shared.sessions).note_lookups(node, names);
         }
     }
 

@@ -187,6 +187,14 @@ impl ControlPlane {
         lock(&self.shared.sessions).answers.clone()
     }
 
+    /// How often the proxy of a node asked for a name, after its stream began.
+    #[must_use]
+    pub fn lookups(&self, node: &str, name: &str) -> usize {
+        let sessions = lock(&self.shared.sessions);
+        let asked = sessions.lookups.iter();
+        asked.filter(|(by, of)| by == node && of == name).count()
+    }
+
     /// Certificates that were signed, oldest first.
     #[must_use]
     pub fn issued(&self) -> Vec<Issued> {

@@ -20,7 +20,7 @@ use crate::mesh_file::MeshFile;
 use crate::net::{CONTROL_PLANE_V4, CONTROL_PLANE_V6};
 pub(crate) use crate::sync::lock;
 
-/// Answers that are kept; older ones are forgotten.
+/// Answers that are kept; older ones are forgotten. Lookups that are kept; later ones are not noted.
 const ANSWERS: usize = 10_000;
 
 /// What the services, the file watcher and the handle share.
@@ -49,6 +49,8 @@ pub(crate) struct MeshState {
 pub(crate) struct Sessions {
     pub(crate) open: BTreeMap<u64, OpenSession>,
     pub(crate) answers: Vec<Answer>,
+    /// Node and name of everything that was asked for by name.
+    pub(crate) lookups: Vec<(String, String)>,
     next: u64,
 }
 
@@ -143,6 +145,12 @@ impl Sessions {
         };
         self.open.insert(self.next, session);
         self.next
+    }
+
+    pub(crate) fn note_lookups(&mut self, node: &str, names: &[String]) {
+        let room = ANSWERS.saturating_sub(self.lookups.len());
+        let noted = names.iter().map(|name| (node.to_owned(), name.clone()));
+        self.lookups.extend(noted.take(room));
     }
 
     pub(crate) fn note(&mut self, answer: Answer) {

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use prost_types::Any;
 use ztunnel_proto::envoy::service::discovery::v3::Resource;
+use ztunnel_proto::istio::workload::{Workload, address};
 use ztunnel_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 
 use super::wire::{self, Body};
@@ -69,6 +71,61 @@ impl Snapshot {
 }
 
 impl Entry {
+    /// Whether it is a workload of this node.
+    pub(crate) fn is_on(&self, node: &str) -> bool {
+        self.workload()
+            .is_some_and(|workload| workload.node == node)
+    }
+
+    /// Whether it is a workload behind this service.
+    pub(crate) fn is_member_of(&self, service: &str) -> bool {
+        self.workload()
+            .is_some_and(|workload| workload.services.contains_key(service))
+    }
+
+    pub(crate) fn is_service(&self) -> bool {
+        matches!(self.address(), Some(address::Type::Service(_)))
+    }
+
+    pub(crate) fn has_alias(&self, name: &str) -> bool {
+        self.aliases().iter().any(|alias| alias == name)
+    }
+
+    /// Its addresses, as names that it can be asked for by.
+    pub(crate) fn aliases(&self) -> Vec<String> {
+        let alias = |network: &str, bytes: &[u8]| {
+            let ip = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+            let ip = ip.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from));
+            ip.map(|ip| format!("{network}/{ip}")).ok()
+        };
+        match self.address() {
+            Some(address::Type::Workload(workload)) => {
+                let all = workload.addresses.iter();
+                all.filter_map(|ip| alias(&workload.network, ip)).collect()
+            }
+            Some(address::Type::Service(service)) => {
+                let all = service.addresses.iter();
+                all.filter_map(|at| alias(&at.network, &at.address))
+                    .collect()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    fn workload(&self) -> Option<&Workload> {
+        match self.address() {
+            Some(address::Type::Workload(workload)) => Some(workload),
+            _ => None,
+        }
+    }
+
+    fn address(&self) -> Option<&address::Type> {
+        match &self.body {
+            Body::Address(message) => message.r#type.as_ref(),
+            Body::Authorization(_) | Body::Nonsense => None,
+        }
+    }
+
     fn new(body: Body) -> Self {
         let bytes = body.encode();
         let mut hash = DefaultHasher::new();

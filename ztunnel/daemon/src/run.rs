@@ -86,6 +86,7 @@ async fn run(config: Config) -> Result<(), StartError> {
     let discovery = DiscoveryConfig {
         endpoint: config.xds,
         node: config.node.description,
+        subscription: config.subscription,
     };
     tasks.spawn(discovery::run(discovery, mesh, synced, shutdown.clone()));
 

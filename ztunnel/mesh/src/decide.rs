@@ -11,6 +11,9 @@
 //!
 //! Absent for now, and refused as `NoRoute`: waypoints, other networks behind gateways, workloads known by
 //! hostname only. No shortcut for the same node: it is decided like any other.
+//!
+//! In a partial mesh an address that is not there means nothing until the control plane was asked for it, on both
+//! networks.
 
 use alloc::format;
 use alloc::sync::Arc;
@@ -20,6 +23,7 @@ use core::net::{IpAddr, SocketAddr};
 use crate::addr::{HBONE_PORT, HboneAddr, OrigDst, PROXY_PORTS};
 use crate::balance::{Picked, Rng, pick};
 use crate::name::Identity;
+use crate::partial::Key;
 use crate::reason::Reason;
 pub use crate::reason::Refusal;
 use crate::service::Service;
@@ -31,6 +35,8 @@ use crate::workload::{TunnelProtocol, Workload};
 pub enum Decision {
     Go(Route),
     Refuse(Refusal),
+    /// The mesh is partial, and this has to be asked for first. Then decide again.
+    Lookup(Key),
 }
 
 /// How to reach the destination.
@@ -64,6 +70,16 @@ pub fn decide(
     rng: &mut impl Rng,
 ) -> Decision {
     let to = SocketAddr::new(to.0.ip().to_canonical(), to.0.port());
+    if to.ip().is_loopback() && PROXY_PORTS.contains(&to.port()) {
+        let detail = format!("{to} is a port of the proxy itself");
+        return Decision::Refuse(Refusal::new(Reason::Loop, detail));
+    }
+    let lacking = [own_network, &*from.network]
+        .iter()
+        .find_map(|network| mesh.lacks_address(network, to.ip()));
+    if let Some(key) = lacking {
+        return Decision::Lookup(key);
+    }
     match route(mesh, own_network, from, to, rng) {
         Ok(route) => Decision::Go(route),
         Err(refusal) => Decision::Refuse(refusal),
@@ -77,10 +93,6 @@ fn route(
     to: SocketAddr,
     rng: &mut impl Rng,
 ) -> Result<Route, Refusal> {
-    if to.ip().is_loopback() && PROXY_PORTS.contains(&to.port()) {
-        let detail = format!("{to} is a port of the proxy itself");
-        return Err(Refusal::new(Reason::Loop, detail));
-    }
     let addressed = addressed(mesh, own_network, from, to.ip());
     if let Addressed::Service(service) = addressed
         && service.has_waypoint()

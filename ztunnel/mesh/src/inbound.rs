@@ -12,6 +12,7 @@ use core::fmt;
 use core::net::SocketAddr;
 
 use crate::addr::{AppAddr, PROXY_PORTS};
+use crate::partial::Key;
 use crate::reason::{Reason, Refusal};
 use crate::snapshot::Mesh;
 use crate::workload::{ApplicationProtocol, ApplicationTunnel, Workload};
@@ -34,6 +35,20 @@ impl fmt::Display for Authority {
             Self::Host { host, port } => write!(f, "{host}:{port}"),
         }
     }
+}
+
+/// What has to be asked for before the target of a CONNECT to `pod` can be told: in a partial mesh the node's own
+/// workloads are known, but not the services they are endpoints of. The pod says which these are; a name that is none
+/// of them is not worth a question.
+#[must_use]
+pub fn lacking(mesh: &Mesh, pod: &Workload, authority: &Authority) -> Option<Key> {
+    let Authority::Host { host, .. } = authority else {
+        return None;
+    };
+    let own = pod.memberships.iter().map(|m| &m.service);
+    own.filter(|service| *service.hostname == **host)
+        .map(|service| Key::Service(service.clone()))
+        .find(|key| mesh.lacks(key))
 }
 
 /// The app that a CONNECT to `pod`, received on `local`, is for.

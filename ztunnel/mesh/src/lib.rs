@@ -15,6 +15,7 @@ mod endpoints;
 mod fixture;
 pub mod inbound;
 pub mod name;
+pub mod partial;
 pub mod policy;
 mod ranges;
 pub mod reason;

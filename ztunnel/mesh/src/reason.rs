@@ -15,6 +15,8 @@ pub enum Reason {
     Loop,
     /// The pod is enrolled, but the control plane does not know it.
     WorkloadUnknown,
+    /// The control plane is asked on demand, and did not say in time whether it knows the destination.
+    LookupTimeout,
     /// The service exists, but none of its endpoints can take the connection.
     NoHealthyEndpoint,
     /// The destination needs a path that cannot be built (waypoint or gateway missing).
@@ -52,6 +54,7 @@ impl Reason {
             Self::Reset => "RESET",
             Self::Loop => "LOOP",
             Self::WorkloadUnknown => "WORKLOAD_UNKNOWN",
+            Self::LookupTimeout => "LOOKUP_TIMEOUT",
             Self::NoHealthyEndpoint => "NO_HEALTHY_ENDPOINT",
             Self::NoRoute => "NO_ROUTE",
             Self::IdentityUnavailable => "IDENTITY_UNAVAILABLE",

@@ -20,6 +20,7 @@ use ipnet::IpNet;
 
 use crate::endpoints::{Endpoint, Endpoints};
 use crate::name::{PodName, PolicyName, ServiceName};
+use crate::partial::Partial;
 use crate::policy::{Policy, PolicyScope};
 use crate::ranges::RangeLengths;
 use crate::service::Service;
@@ -45,6 +46,8 @@ pub struct Mesh {
     policies: Arc<Policies>,
     global_policies: Arc<Policies>,
     namespace_policies: Arc<BTreeMap<Arc<str>, Policies>>,
+    /// None when everything is known.
+    pub(crate) partial: Option<Partial>,
 }
 
 type Policies = BTreeMap<PolicyName, Arc<Policy>>;
@@ -106,6 +109,12 @@ impl Mesh {
             .min_by(|a, b| (b.rank(), &a.uid).cmp(&(a.rank(), &b.uid)))
     }
 
+    /// Whether a workload or a service has exactly this address, whoever may use it.
+    pub(crate) fn has_address(&self, network: &str, ip: IpAddr) -> bool {
+        self.workload_by_ip(network, ip).is_some()
+            || self.services_with(network, ip).next().is_some()
+    }
+
     /// The service with this key.
     #[must_use]
     pub fn service(&self, name: &ServiceName) -> Option<&Arc<Service>> {
@@ -122,20 +131,21 @@ impl Mesh {
         ip: IpAddr,
         namespace: &str,
     ) -> Option<&Arc<Service>> {
-        let has = move |service: &Service, net: IpNet| {
-            let mut vips = service.vips.iter();
-            vips.any(|vip| vip.net() == net && *vip.network == *network)
-        };
-        let exact = self.services_by_vip.all(self.hash(&(network, ip)));
-        let exact = exact.filter(move |service| has(service, ip.into()));
+        let exact = self.services_with(network, ip);
         best(exact.map(|service| (service, 0)), namespace).or_else(|| {
             let around = self.range_lengths.around(network, ip).flat_map(|net| {
                 let services = self.services_by_range.all(self.hash(&(network, net)));
-                let services = services.filter(move |service| has(service, net));
+                let services = services.filter(move |service| has_vip(service, network, net));
                 services.map(move |service| (service, net.prefix_len()))
             });
             best(around, namespace)
         })
+    }
+
+    /// The services with exactly this address.
+    fn services_with(&self, network: &str, ip: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
+        let services = self.services_by_vip.all(self.hash(&(network, ip)));
+        services.filter(move |service| has_vip(service, network, ip.into()))
     }
 
     /// The service a client in `namespace` means by a hostname: one in its own namespace, then a canonical one.
@@ -225,7 +235,7 @@ impl Mesh {
         next
     }
 
-    fn hash<K: Hash + ?Sized>(&self, key: &K) -> u64 {
+    pub(crate) fn hash<K: Hash + ?Sized>(&self, key: &K) -> u64 {
         self.hasher.hash_one(key)
     }
 
@@ -258,10 +268,10 @@ impl Mesh {
         }
     }
 
-    fn remove_workload(&mut self, uid: &str) -> bool {
+    fn remove_workload(&mut self, uid: &str) {
         let hash = self.hash(uid);
         let Some(old) = self.workloads.remove(hash, |w| *w.uid == *uid) else {
-            return false;
+            return;
         };
         let is_it = |w: &Arc<Workload>| Arc::ptr_eq(w, &old);
         for key in ip_keys(&old) {
@@ -286,7 +296,6 @@ impl Mesh {
                 endpoints.remove(hash, is_it);
             }
         }
-        true
     }
 
     fn put_service(&mut self, service: &Arc<Service>) {
@@ -380,16 +389,19 @@ impl Mesh {
         }
     }
 
-    // A uid may look like the key of a service, so the uid comes first. A name that is neither was a workload we
-    // never had.
+    // A uid may look like the key of a service, and the wire has one name for both: whatever has it is gone. A name
+    // that is neither was a workload we never had.
     fn remove_address(&mut self, name: &str) {
-        if self.remove_workload(name) {
-            return;
-        }
+        self.remove_workload(name);
         if let Some(service) = ServiceName::parse(name) {
             self.remove_service(&service);
         }
     }
+}
+
+fn has_vip(service: &Service, network: &str, net: IpNet) -> bool {
+    let mut vips = service.vips.iter();
+    vips.any(|vip| vip.net() == net && *vip.network == *network)
 }
 
 /// For values that cannot be there yet.

@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ztunnel_node::control_plane::Endpoint;
+use ztunnel_node::discovery::Subscription;
 use ztunnel_node::tls;
 use ztunnel_node::tunnel::TunnelSettings;
 use ztunnel_sys::socket::Liveness;
@@ -42,6 +43,7 @@ use source::{ConfigError, Disk, Files, Reader};
 pub(crate) struct Config {
     /// The xDS server.
     pub(crate) xds: Endpoint,
+    pub(crate) subscription: Subscription,
     /// The certificate authority.
     pub(crate) ca: Endpoint,
     /// The lifetime to ask for in a certificate request.
@@ -90,6 +92,12 @@ impl Config {
             proxy.discovery_address.as_deref(),
             credentials.as_ref(),
         );
+        let subscription = reader.value(&settings::XDS_ON_DEMAND, |text| {
+            Ok(match value::boolean(text)? {
+                true => Subscription::OnDemand,
+                false => Subscription::Everything,
+            })
+        });
         let ca = endpoint::ca(reader, credentials.as_ref());
         let secret_ttl = reader.value(&settings::SECRET_TTL, |text| {
             value::duration_in(text, Duration::from_secs(1), value::LONGEST)
@@ -102,6 +110,7 @@ impl Config {
         let paths = process::paths(reader);
         Some(Self {
             xds: xds?,
+            subscription: subscription?,
             ca: ca?,
             secret_ttl: secret_ttl?,
             node: node?,
@@ -139,7 +148,6 @@ fn refuse_what_is_not_there_yet(reader: &mut Reader<'_>) {
     reader.only(&PROXY_MODE, &["shared"]);
     reader.only(&ENABLE_PROXY, &["true"]);
     reader.only(&ENABLE_ORIG_SRC, &["true"]);
-    reader.only(&XDS_ON_DEMAND, &["false"]);
     reader.only(&UNSTABLE_ENABLE_SOCKS5, &["false"]);
     reader.only(&FAKE_CA, &["false"]);
     reader.only(&LOCAL_XDS, &[""]);

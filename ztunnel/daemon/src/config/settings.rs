@@ -48,7 +48,9 @@ macro_rules! settings {
 settings! {
 "Control plane and identity" {
     XDS_ADDRESS = Derived("ProxyConfig `discoveryAddress`, else istiod in `istio-system`, or on localhost outside Kubernetes"),
-        "host:port, or https://host:port", "the xDS server";
+        "host:port, or https://host:port", "the xDS server; empty is refused: without one nothing says which addresses belong to the mesh, and a proxy that passes everything on in the clear protects nobody";
+    XDS_ON_DEMAND = Value("false"),
+        "true or false", "ask for addresses when they are first used, instead of holding the whole mesh; there is no DNS capture yet that it could not go with";
     CA_ADDRESS = Derived("istiod in `istio-system`, or on localhost outside Kubernetes"),
         "host:port, or https://host:port", "the service that signs certificates";
     KUBERNETES_SERVICE_HOST = Unset,
@@ -151,8 +153,6 @@ settings! {
         "true (a daemon that does not carry traffic does not exist here)", "carry traffic";
     ENABLE_ORIG_SRC = Value("true"),
         "true (applications always see the client's address)", "keep the source address of clients";
-    XDS_ON_DEMAND = Value("false"),
-        "false (discovery on demand is not there yet)", "ask for addresses when they are used";
     UNSTABLE_ENABLE_SOCKS5 = Value("false"),
         "false (there is no SOCKS5 listener)", "listen for SOCKS5";
     FAKE_CA = Value("false"),

@@ -195,6 +195,7 @@ fn later_sources_win_field_by_field() {
 #[test]
 fn a_wrong_value_is_named_with_what_is_accepted() {
     for (change, expected) in [
+        ("XDS_ON_DEMAND=yes", "neither true nor false"),
         ("SECRET_TTL=soon", "SECRET_TTL=\"soon\": not a duration"),
         ("SECRET_TTL=0", "not between 1s and"),
         ("SECRET_TTL=9999999999d", "too long"),
@@ -295,7 +296,6 @@ fn what_cannot_be_honored_stops_the_start() {
         "PROXY_MODE=dedicated",
         "ENABLE_PROXY=false",
         "ENABLE_ORIG_SRC=false",
-        "XDS_ON_DEMAND=true",
         "UNSTABLE_ENABLE_SOCKS5=true",
         "FAKE_CA=true",
         "LOCAL_XDS=workloads: []",
@@ -305,12 +305,7 @@ fn what_cannot_be_honored_stops_the_start() {
         let complaint = complaint(&[change]);
         assert!(complaint.contains("cannot be honored"), "{complaint}");
     }
-    good(&[
-        "PROXY_MODE=shared",
-        "XDS_ON_DEMAND=false",
-        "CRL_PATH=",
-        "ENABLE_ORIG_SRC=true",
-    ]);
+    good(&["PROXY_MODE=shared", "CRL_PATH=", "ENABLE_ORIG_SRC=true"]);
     good(&["PACKET_MARK=1337", "INPOD_UDS=/x", "SOMETHING_ELSE=x"]);
 }
 
@@ -371,6 +366,14 @@ fn roots_and_tokens_are_files_or_literals() {
     assert!(good(&[&format!("-@{TOKEN}")]).ca.token.is_none());
     let strict = good(&["COMPLIANCE_POLICY=pqc", "TLS12_ENABLED=true"]);
     assert!(strict.tls.only_post_quantum && strict.xds.tls12 && strict.ca.tls12);
+}
+
+#[test]
+fn addresses_are_asked_for_on_demand_or_held_all() {
+    use ztunnel_node::discovery::Subscription::{Everything, OnDemand};
+    assert_eq!(good(&[]).subscription, Everything);
+    assert_eq!(good(&["XDS_ON_DEMAND=false"]).subscription, Everything);
+    assert_eq!(good(&["XDS_ON_DEMAND=true"]).subscription, OnDemand);
 }
 
 #[test]

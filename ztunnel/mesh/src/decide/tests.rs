@@ -3,10 +3,12 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
 use super::*;
-use crate::fixture::{Fixed, mesh, uid};
+use crate::fixture::{Fixed, mesh, uid, upserts};
+use crate::snapshot::Delta;
 
 /// `flow` is `<client pod> -> <ip:port>`, with ` on <network>` when the proxy's network is not the empty one.
-/// Expected: `direct <addr>`, `hbone <peer> for <authority> as <identities> [of <service>]`, or the code of the
+/// A mesh that begins with `partial;` is one; what follows `absent <network>/<ip>` is known to be absent.
+/// Expected: `lookup <key>`, `direct <addr>`, `hbone <peer> for <authority> as <identities> [of <service>]`, or the code of the
 /// reason. The identities lose their `spiffe://cluster.local` and the words in between.
 fn check(mesh_text: &str, flow: &str, expected: &str) {
     assert_eq!(
@@ -17,7 +19,11 @@ fn check(mesh_text: &str, flow: &str, expected: &str) {
 }
 
 fn decided(mesh_text: &str, flow: &str, random: u32) -> String {
-    decided_in(&mesh(mesh_text), flow, random)
+    let mesh = match mesh_text.strip_prefix("partial;") {
+        None => mesh(mesh_text),
+        Some(text) => partial(text),
+    };
+    decided_in(&mesh, flow, random)
 }
 
 fn decided_in(mesh: &Mesh, flow: &str, random: u32) -> String {
@@ -37,11 +43,31 @@ fn decided_in(mesh: &Mesh, flow: &str, random: u32) -> String {
             let (peer, authority) = (route.peer, route.authority);
             format!("hbone {peer} for {authority} as {}{of}", expected.join("+"))
         }
+        Decision::Lookup(key) => format!("lookup {key}"),
         Decision::Refuse(refusal) => {
             assert!(!refusal.detail.is_empty());
             refusal.reason.code().to_string()
         }
     }
+}
+
+fn partial(text: &str) -> Mesh {
+    let (text, absences) = text.split_once("absent ").unwrap_or((text, ""));
+    let absences: Vec<_> = absences
+        .split_whitespace()
+        .map(|name| {
+            let (network, ip) = name.split_once('/').unwrap();
+            Key::Address {
+                network: network.into(),
+                ip: ip.parse().unwrap(),
+            }
+        })
+        .collect();
+    let delta = Delta {
+        upserts: upserts(text),
+        removals: Vec::new(),
+    };
+    Mesh::partial().apply(delta).with_absences(&absences, [])
 }
 
 const WEB: &str = "pod shop/web ip=10.1.0.1,fd00::1; ";
@@ -434,4 +460,55 @@ fn network_as_first_preference_beats_all_others_and_a_mismatch_does_not_end_the_
         "shop/web -> 10.0.0.2:80",
         "NO_ROUTE",
     );
+}
+
+#[test]
+fn in_a_partial_mesh_what_is_not_known_is_asked_for_first() {
+    let text = "partial; pod shop/web ip=10.1.0.1; pod shop/db ip=10.1.0.2; \
+                svc shop/db vip=10.0.0.2 ports=80; svc a/s vip=10.0.0.3 ports=80 private; \
+                absent /192.0.2.1";
+    for (to, expected) in [
+        ("192.0.2.2:80", "lookup /192.0.2.2"),
+        ("[2001:db8::1]:80", "lookup /2001:db8::1"),
+        ("[::ffff:192.0.2.2]:80", "lookup /192.0.2.2"),
+        ("192.0.2.1:443", "direct 192.0.2.1:443"),
+        (
+            "10.1.0.2:80",
+            "hbone 10.1.0.2:15008 for 10.1.0.2:80 as shop/db",
+        ),
+        ("10.0.0.2:80", "NO_HEALTHY_ENDPOINT"),
+        // Known, and not for this client.
+        ("10.0.0.3:80", "direct 10.0.0.3:80"),
+        ("127.0.0.1:15001", "LOOP"),
+    ] {
+        check(text, &format!("shop/web -> {to}"), expected);
+    }
+}
+
+#[test]
+fn in_a_partial_mesh_both_networks_are_asked_for() {
+    let web = "partial; pod shop/web ip=10.1.0.1 network=near; ";
+    let flow = "shop/web -> 10.1.0.3:80 on far";
+    check(web, flow, "lookup far/10.1.0.3");
+    let one = [web, "absent far/10.1.0.3"].concat();
+    check(&one, flow, "lookup near/10.1.0.3");
+    let both = [web, "absent far/10.1.0.3 near/10.1.0.3"].concat();
+    check(&both, flow, "direct 10.1.0.3:80");
+    // As in a mesh that is known whole.
+    let there = [
+        web,
+        "pod far/db ip=10.1.0.3 network=far; absent near/10.1.0.3",
+    ]
+    .concat();
+    check(&there, flow, "NO_ROUTE");
+}
+
+#[test]
+fn in_a_partial_mesh_a_range_is_used_once_nothing_else_has_the_address() {
+    let text = "partial; pod shop/web ip=10.1.0.1; pod a/a ip=10.1.0.2 plain of=a/s; \
+                svc a/s vip=10.9.0.0/16 ports=80; ";
+    let flow = "shop/web -> 10.9.0.1:80";
+    check(text, flow, "lookup /10.9.0.1");
+    let asked = [text, "absent /10.9.0.1"].concat();
+    check(&asked, flow, "direct 10.1.0.2:80");
 }

@@ -74,3 +74,31 @@ fn application_tunnels_replace_the_port_after_the_check() {
         "NO_ROUTE",
     );
 }
+
+#[test]
+fn in_a_partial_mesh_the_services_of_the_pod_are_asked_for() {
+    let mesh = Mesh::partial();
+    let pod = workload("pod shop/web of=shop/web of=a/web of=shop/other");
+    let asked = |mesh: &Mesh, host: &str| {
+        let authority = Authority::Host {
+            host: host.into(),
+            port: 80,
+        };
+        lacking(mesh, &pod, &authority).map(|key| key.to_string())
+    };
+    assert_eq!(asked(&mesh, "web").as_deref(), Some("shop/web"));
+    let first = lacking(
+        &mesh,
+        &pod,
+        &Authority::Host {
+            host: "web".into(),
+            port: 80,
+        },
+    );
+    let mesh = mesh.with_absences(&first, []);
+    assert_eq!(asked(&mesh, "web").as_deref(), Some("a/web"));
+    assert_eq!(asked(&mesh, "stranger"), None);
+    let ip = Authority::Ip("10.1.0.1:80".parse().unwrap());
+    assert_eq!(lacking(&mesh, &pod, &ip), None);
+    assert_eq!(asked(&crate::fixture::mesh(""), "web"), None);
+}

@@ -31,7 +31,7 @@ use prost::Message as _;
 use ztunnel_mesh::balance::pick;
 use ztunnel_mesh::name::ServiceName;
 use ztunnel_mesh::{Mesh, Rng};
-use ztunnel_node::discovery::session::{AdsSession, Resume};
+use ztunnel_node::discovery::session::{AdsSession, Resume, Subscription};
 use ztunnel_node::state::{MeshReader, MeshWriter, mesh_channel};
 use ztunnel_proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Node};
 
@@ -95,7 +95,7 @@ struct Follower {
 impl Follower {
     fn new() -> Self {
         let (writer, reader) = mesh_channel();
-        let mut session = AdsSession::new(Node::default());
+        let mut session = AdsSession::new(Node::default(), Subscription::Everything);
         session.open(Resume::Tell);
         Self {
             session,

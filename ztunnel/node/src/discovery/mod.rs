@@ -9,32 +9,41 @@
 //! over only after a stream that both brought something and lasted. Decoding a large response takes a while; the
 //! task belongs on a runtime that serves no connections.
 //!
-//! Absent on purpose: asking for single resources on demand. We subscribe to everything.
+//! On demand, the mesh is partial, and what its readers lack is asked for on the same stream; nobody is told anything
+//! but by the snapshot that has the answer. What is asked for while there is no stream is remembered for the next one.
 
+mod codec;
 pub mod convert;
 mod node;
 pub mod session;
 
+use std::pin::pin;
 use std::time::Duration;
 
+use http::uri::PathAndQuery;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::client::Grpc;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 use tracing::{debug, info, warn};
 use ztunnel_mesh::Mesh;
-use ztunnel_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use ztunnel_mesh::partial::Key;
 use ztunnel_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
 use crate::control_plane::{ControlPlaneError, Endpoint, MAX_RESPONSE, explain};
 use crate::state::MeshWriter;
 use crate::task::{Backoff, Shutdown};
 
+use codec::Bounded;
 pub use node::NodeDescription;
+pub use session::Subscription;
 use session::{AdsSession, Received, Resume};
 
+const METHOD: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 /// From the call to the first answer: connecting has its own, shorter deadline, and a control plane with much to
 /// send starts to answer when it has put it together.
 const OPEN_DEADLINE: Duration = Duration::from_secs(60);
@@ -46,6 +55,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 const LASTING: Duration = Duration::from_secs(1);
 /// Requests on their way out: the first two, and an answer.
 const OUTGOING: usize = 4;
+/// How often absences are looked through for old ones.
+const SWEEP: Duration = Duration::from_secs(1);
 /// How many oddities of one response are logged.
 const LOGGED: usize = 20;
 
@@ -54,26 +65,26 @@ const LOGGED: usize = 20;
 pub struct DiscoveryConfig {
     pub endpoint: Endpoint,
     pub node: NodeDescription,
+    pub subscription: Subscription,
 }
 
-/// Follows the control plane until shutdown. `synced` becomes true once, when a response of each type has been
-/// taken whole.
+/// Follows the control plane until shutdown. `synced` becomes true once, when a response of each type that is
+/// subscribed to as a whole has been taken whole.
 pub async fn run(
     cfg: DiscoveryConfig,
     mesh: MeshWriter,
     synced: watch::Sender<bool>,
     shutdown: Shutdown,
 ) {
-    let DiscoveryConfig { endpoint, node } = cfg;
+    let DiscoveryConfig {
+        endpoint,
+        node,
+        subscription,
+    } = cfg;
     let address = endpoint.address.to_string();
     let credentials = endpoint.credentials();
     let connect = || Ok((endpoint.channel()?, endpoint.metadata()?));
-    let discovery = Discovery {
-        session: AdsSession::new(node.to_proto()),
-        mesh: Mesh::default(),
-        writer: mesh,
-        synced,
-    };
+    let discovery = Discovery::new(&node, subscription, mesh, synced);
     tokio::select! {
         () = shutdown.started() => {}
         () = discovery.follow(&address, &credentials, connect) => {}
@@ -105,6 +116,23 @@ struct Discovery {
 }
 
 impl Discovery {
+    fn new(
+        node: &NodeDescription,
+        subscription: Subscription,
+        writer: MeshWriter,
+        synced: watch::Sender<bool>,
+    ) -> Self {
+        Self {
+            session: AdsSession::new(node.to_proto(), subscription),
+            mesh: match subscription {
+                Subscription::Everything => Mesh::default(),
+                Subscription::OnDemand => Mesh::partial(),
+            },
+            writer,
+            synced,
+        }
+    }
+
     async fn follow(
         mut self,
         address: &str,
@@ -133,7 +161,28 @@ impl Discovery {
                 retry_in = ?pause,
                 "discovery stream lost"
             );
-            tokio::time::sleep(pause).await;
+            self.collecting(tokio::time::sleep(pause)).await;
+        }
+    }
+
+    /// Waits for something, and takes note meanwhile of what readers lack.
+    async fn collecting<T>(&mut self, wait: impl Future<Output = T>) -> T {
+        let mut wait = pin!(wait);
+        loop {
+            tokio::select! {
+                done = &mut wait => return done,
+                wanted = self.writer.wanted() => self.ask(wanted),
+            }
+        }
+    }
+
+    fn ask(&mut self, wanted: Vec<Key>) {
+        let now = Instant::now();
+        for key in wanted {
+            // It may have come while the question was on its way here.
+            if self.mesh.lacks(&key) {
+                self.session.ask(key, now);
+            }
         }
     }
 
@@ -148,19 +197,38 @@ impl Discovery {
             Ok(opened) => opened,
             Err(error) => return error,
         };
+        let mut sweep = tokio::time::interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let response = match stream.message().await {
+            for question in self.session.questions() {
+                debug!(
+                    names = ?question.resource_names_subscribe,
+                    "asking the control plane"
+                );
+                if let Some(error) = send(&requests, question).await {
+                    return error;
+                }
+            }
+            let received = tokio::select! {
+                received = stream.message() => received,
+                wanted = self.writer.wanted() => {
+                    self.ask(wanted);
+                    continue;
+                }
+                _ = sweep.tick() => {
+                    self.forget();
+                    continue;
+                }
+            };
+            let response = match received {
                 Ok(Some(response)) => response,
                 Ok(None) => return StreamError::Ended,
                 Err(status) => return StreamError::Broken(status),
             };
             *responses += 1;
             let answer = self.apply(response);
-            match timeout(ANSWER_DEADLINE, requests.send(answer)).await {
-                Ok(Ok(())) => {}
-                // The stream no longer takes requests: its end says why.
-                Ok(Err(_)) => continue,
-                Err(_) => return StreamError::AnswerTimeout,
+            if let Some(error) = send(&requests, answer).await {
+                return error;
             }
             if self.session.is_synced() && !self.synced.send_replace(true) {
                 let (workloads, services, policies) = self.mesh.counts();
@@ -191,9 +259,16 @@ impl Discovery {
         }
         let mut call = Request::new(ReceiverStream::new(outgoing));
         *call.metadata_mut() = metadata;
-        let mut client =
-            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
-        let response = timeout(OPEN_DEADLINE, client.delta_aggregated_resources(call))
+        let mut client = Grpc::new(channel).max_decoding_message_size(MAX_RESPONSE);
+        let response = timeout(OPEN_DEADLINE, async {
+            let ready = client.ready().await;
+            ready.map_err(|err| Status::from_error(Box::new(err)))?;
+            // The generated client would not let us choose how responses are decoded.
+            let path = PathAndQuery::from_static(METHOD);
+            client.streaming(call, path, Bounded).await
+        });
+        let response = self
+            .collecting(response)
             .await
             .map_err(|_| StreamError::OpenTimeout)?
             .map_err(StreamError::Open)?;
@@ -208,12 +283,14 @@ impl Discovery {
             answer,
             rejected,
             warnings,
+            answered,
         } = self.session.receive(response);
         debug!(
             type_url,
             upserts = delta.upserts.len(),
             removals = delta.removals.len(),
             rejected = rejected.len(),
+            answered = answered.len(),
             "discovery response"
         );
         for (resource, error) in rejected.iter().take(LOGGED) {
@@ -227,13 +304,36 @@ impl Discovery {
         if unlogged > 0 {
             warn!(type_url, unlogged, "more oddities in this response");
         }
-        self.mesh = self.mesh.apply(delta);
+        let mesh = self.mesh.apply(delta);
+        self.mesh = self.session.record(mesh, &answered, Instant::now());
         self.session.tidy();
+        self.publish();
+        answer
+    }
+
+    /// What is absent must be asked for again from time to time. Only while there is a stream: without one nobody
+    /// could answer, and what is known stays in use.
+    fn forget(&mut self) {
+        if let Some(mesh) = self.session.forget(&self.mesh, Instant::now()) {
+            self.mesh = mesh;
+            self.publish();
+        }
+    }
+
+    fn publish(&mut self) {
         if self.session.is_complete() {
             self.writer.publish(self.mesh.clone());
         }
-        answer
     }
+}
+
+/// Sends a request. When the stream no longer takes any, its end will say why.
+async fn send(
+    requests: &mpsc::Sender<DeltaDiscoveryRequest>,
+    request: DeltaDiscoveryRequest,
+) -> Option<StreamError> {
+    let sent = timeout(ANSWER_DEADLINE, requests.send(request)).await;
+    sent.is_err().then_some(StreamError::AnswerTimeout)
 }
 
 impl StreamError {

@@ -4,20 +4,27 @@
 //! Invariants: each response gets one answer. A resource that was rejected is never reported as held in that
 //! version. Every name that is held is reported at the start of a stream, since the control plane finds out from
 //! that what to take back. Which streams exist and when is the task's business.
+//!
+//! Policies are always subscribed to as a whole. Addresses are too, or are asked for one by one (`asked`), and the
+//! mesh is a partial one. Then the control plane also tells, unasked, about the workloads of this node.
 
+mod asked;
 mod held;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use ztunnel_mesh::name::PolicyName;
-use ztunnel_mesh::{Delta, Removal, Upsert};
+use ztunnel_mesh::partial::Key;
+use ztunnel_mesh::{Delta, Mesh, Removal, Upsert};
 use ztunnel_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status,
 };
 use ztunnel_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 
 use super::convert::{ConvertError, Converted, Converter};
+use asked::Asked;
 use held::Held;
 
 /// How many rejections a NACK spells out.
@@ -28,7 +35,16 @@ const NACK_DETAILS: usize = 100;
 pub struct AdsSession {
     node: Node,
     types: [TypeState; 2],
+    /// What addresses were asked for; none when we are subscribed to all.
+    asked: Option<Asked>,
     converter: Converter,
+}
+
+/// How much of the mesh to ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subscription {
+    Everything,
+    OnDemand,
 }
 
 /// Both types, in the order they are asked for: workloads name their policies, not the other way round.
@@ -60,16 +76,22 @@ pub enum Resume {
 /// What follows from a response: first apply, then answer.
 #[derive(Debug)]
 pub struct Received {
+    /// To be applied to the mesh, before anything is answered.
     pub delta: Delta,
+    /// The ACK or NACK.
     pub answer: DeltaDiscoveryRequest,
     /// Name and reason of each resource that was not taken.
     pub rejected: Vec<(String, ConvertError)>,
     /// What was left out of resources that were taken, and oddities of the response itself.
     pub warnings: Vec<String>,
+    /// What had been asked for, or was on record as absent, and is there now or is not.
+    pub answered: Vec<Key>,
 }
 
 impl AdsSession {
-    pub fn new(node: Node) -> Self {
+    /// The beginning of all conversations of a daemon.
+    #[must_use]
+    pub fn new(node: Node, subscription: Subscription) -> Self {
         let state = |kind| TypeState {
             kind,
             held: Held::default(),
@@ -80,16 +102,20 @@ impl AdsSession {
         Self {
             node,
             types: [Kind::Address, Kind::Authorization].map(state),
+            asked: match subscription {
+                Subscription::Everything => None,
+                Subscription::OnDemand => Some(Asked::default()),
+            },
             converter: Converter::default(),
         }
     }
 
-    /// The first requests of a new stream, in order: wildcard subscriptions.
+    /// The first requests of a new stream, in order.
     pub fn open(&mut self, resume: Resume) -> [DeltaDiscoveryRequest; 2] {
-        let node = &self.node;
+        let Self { node, asked, .. } = self;
         self.types.each_mut().map(|state| {
             state.expects_everything = resume == Resume::StartOver;
-            DeltaDiscoveryRequest {
+            let mut request = DeltaDiscoveryRequest {
                 node: Some(node.clone()),
                 type_url: state.kind.type_url().into(),
                 initial_resource_versions: match resume {
@@ -97,8 +123,64 @@ impl AdsSession {
                     Resume::StartOver => HashMap::new(),
                 },
                 ..DeltaDiscoveryRequest::default()
+            };
+            if let (Kind::Address, Some(asked)) = (state.kind, asked.as_mut()) {
+                // Together they mean "nothing". To name nothing means everything.
+                let star = || vec!["*".to_owned()];
+                request.resource_names_subscribe = star();
+                request.resource_names_unsubscribe = star();
+                let waiting = asked.open(resume == Resume::Tell);
+                let versions = &mut request.initial_resource_versions;
+                versions.extend(waiting.map(|name| (name.clone(), String::new())));
             }
+            request
         })
+    }
+
+    /// Takes note that a connection needs to know about `key`.
+    pub fn ask(&mut self, key: Key, now: Instant) {
+        if let Some(asked) = &mut self.asked {
+            asked.ask(key, now);
+        }
+    }
+
+    /// The requests that follow from what was asked for and answered since the last time; mostly none.
+    pub fn questions(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        let questions = self.asked.iter_mut().flat_map(Asked::questions);
+        let request = |question: asked::Question| DeltaDiscoveryRequest {
+            type_url: ADDRESS_TYPE.into(),
+            resource_names_subscribe: question.subscribe,
+            resource_names_unsubscribe: question.unsubscribe,
+            ..DeltaDiscoveryRequest::default()
+        };
+        questions.map(request).collect()
+    }
+
+    /// Puts on record what of `answered` is not in the mesh, now that the response has been applied to it.
+    #[must_use]
+    pub fn record(&mut self, mesh: Mesh, answered: &[Key], now: Instant) -> Mesh {
+        let Some(asked) = &mut self.asked else {
+            return mesh;
+        };
+        asked.end_known(|key| !mesh.lacks(key));
+        if answered.is_empty() {
+            return mesh;
+        }
+        // What was on record about them is old.
+        let mesh = mesh.with_absences([], answered);
+        let absent: Vec<Key> = answered
+            .iter()
+            .filter(|key| mesh.lacks(key))
+            .cloned()
+            .collect();
+        let forgotten = asked.absent(&absent, now);
+        mesh.with_absences(&absent, &forgotten)
+    }
+
+    /// Takes off the record what has been there too long to be relied on. None when nothing changes.
+    pub fn forget(&mut self, mesh: &Mesh, now: Instant) -> Option<Mesh> {
+        let forgotten = self.asked.as_mut()?.forget(now);
+        (!forgotten.is_empty()).then(|| mesh.with_absences([], &forgotten))
     }
 
     /// Takes a response apart.
@@ -112,6 +194,7 @@ impl AdsSession {
             },
             rejected: Vec::new(),
             warnings: Vec::new(),
+            answered: Vec::new(),
         };
         let of_this_type = |state: &&mut TypeState| state.kind.type_url() == response.type_url;
         let Some(state) = self.types.iter_mut().find(of_this_type) else {
@@ -123,12 +206,18 @@ impl AdsSession {
             true => state.held.names().cloned().collect(),
             false => HashSet::new(),
         };
+        let mut asked = self.asked.as_mut().filter(|_| state.kind == Kind::Address);
+        let mut unreadable = HashSet::new();
         for resource in response.resources {
             unseen.remove(&*resource.name);
             match state.kind.convert(&mut self.converter, &resource) {
                 Ok(Converted { upsert, warnings }) => {
                     let named = warnings.iter().map(|w| format!("{}: {w}", resource.name));
                     received.warnings.extend(named);
+                    if let Some(asked) = &mut asked {
+                        let answered = asked.found(&resource.name, &resource.aliases);
+                        received.answered.extend(answered);
+                    }
                     let name = match &upsert {
                         Upsert::Workload(w) if *w.uid == *resource.name => Arc::clone(&w.uid),
                         _ => resource.name.into(),
@@ -136,11 +225,28 @@ impl AdsSession {
                     state.held.insert(name, &resource.version);
                     received.delta.upserts.push(upsert);
                 }
-                Err(error) => received.rejected.push((resource.name, error)),
+                Err(error) => {
+                    if let Some(asked) = &mut asked {
+                        asked.rejected(&resource.name, &resource.aliases);
+                        unreadable.extend(resource.aliases);
+                    }
+                    received.rejected.push((resource.name, error));
+                }
             }
         }
-        let removed = response.removed_resources.into_iter().map(Arc::from);
-        for name in removed.chain(unseen) {
+        for name in response.removed_resources {
+            let was_held = state.held.remove(&name);
+            if let Some(asked) = &mut asked {
+                received.answered.extend(asked.removed(&name, was_held));
+            }
+            received.delta.removals.extend(state.kind.removal(&name));
+        }
+        // Something has this address, so it must not pass for absent, whatever else came for it.
+        received
+            .answered
+            .retain(|key| unreadable.is_empty() || !unreadable.contains(&key.to_string()));
+        // Of these the control plane knows nothing on this stream.
+        for name in unseen {
             state.held.remove(&name);
             received.delta.removals.extend(state.kind.removal(&name));
         }
@@ -161,15 +267,20 @@ impl AdsSession {
         self.converter.tidy();
     }
 
-    /// Whether a response of each type has come: before that the mesh is a part of the truth that must not be
-    /// acted on, workloads without the policies that protect them.
+    /// Whether a response of each type subscribed to as a whole has come: before that the mesh is a part of the truth
+    /// that must not be acted on, workloads without the policies that protect them.
     pub fn is_complete(&self) -> bool {
-        self.types.iter().all(|state| state.responded)
+        self.awaited().all(|state| state.responded)
     }
 
-    /// Whether a response of each type was accepted whole.
+    /// Whether a response of each such type was accepted whole.
     pub fn is_synced(&self) -> bool {
-        self.types.iter().all(|state| state.acked)
+        self.awaited().all(|state| state.acked)
+    }
+
+    fn awaited(&self) -> impl Iterator<Item = &TypeState> {
+        let on_demand = |state: &TypeState| state.kind == Kind::Address && self.asked.is_some();
+        self.types.iter().filter(move |state| !on_demand(state))
     }
 }
 
@@ -187,11 +298,16 @@ impl Kind {
         resource: &Resource,
     ) -> Result<Converted, ConvertError> {
         let content = resource.resource.as_ref();
+        // Its `type_url` may say anything: that of the response has decided.
         let content = &content.ok_or(ConvertError::NoContent)?.value;
-        match self {
-            Self::Address => converter.address(content),
-            Self::Authorization => converter.authorization(content),
+        let converted = match self {
+            Self::Address => converter.address(content)?,
+            Self::Authorization => converter.authorization(content)?,
+        };
+        if !is_named(&converted.upsert, &resource.name) {
+            return Err(ConvertError::Named(name_of(&converted.upsert)));
         }
+        Ok(converted)
     }
 
     fn removal(self, name: &str) -> Option<Removal> {
@@ -199,6 +315,26 @@ impl Kind {
             Self::Address => Some(Removal::Address(name.into())),
             Self::Authorization => PolicyName::parse(name).map(Removal::Policy),
         }
+    }
+}
+
+/// Whether `name` is the one that what came has in the mesh: it is taken back by that name.
+fn is_named(upsert: &Upsert, name: &str) -> bool {
+    let parts = name.split_once('/');
+    match upsert {
+        Upsert::Workload(workload) => *workload.uid == *name,
+        Upsert::Service(service) => {
+            parts == Some((&*service.key.namespace, &*service.key.hostname))
+        }
+        Upsert::Policy(policy) => parts == Some((&*policy.key.namespace, &*policy.key.name)),
+    }
+}
+
+fn name_of(upsert: &Upsert) -> String {
+    match upsert {
+        Upsert::Workload(workload) => workload.uid.to_string(),
+        Upsert::Service(service) => service.key.to_string(),
+        Upsert::Policy(policy) => policy.key.to_string(),
     }
 }
 

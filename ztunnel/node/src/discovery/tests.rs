@@ -1,7 +1,8 @@
 //! The task against a control plane on loopback that the test plays by hand.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use prost::Message as _;
 use prost_types::Any;
@@ -31,7 +32,13 @@ struct Conversation {
     token: String,
 }
 
-struct Service(mpsc::Sender<Conversation>);
+struct Service {
+    conversations: mpsc::Sender<Conversation>,
+    /// Whether it takes nobody's token.
+    refuses: Arc<AtomicBool>,
+    /// How many streams it refused because of that.
+    refused: watch::Sender<usize>,
+}
 
 #[tonic::async_trait]
 impl AggregatedDiscoveryService for Service {
@@ -43,13 +50,17 @@ impl AggregatedDiscoveryService for Service {
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let token = request.metadata().get("authorization").unwrap();
         let token = token.to_str().unwrap().to_owned();
+        if self.refuses.load(Ordering::Relaxed) {
+            self.refused.send_modify(|refused| *refused += 1);
+            return Err(Status::unauthenticated("request authenticate failure"));
+        }
         let (answers, outgoing) = mpsc::channel(8);
         let conversation = Conversation {
             requests: request.into_inner(),
             answers,
             token,
         };
-        self.0.send(conversation).await.unwrap();
+        self.conversations.send(conversation).await.unwrap();
         Ok(Response::new(ReceiverStream::new(outgoing)))
     }
 }
@@ -57,6 +68,8 @@ impl AggregatedDiscoveryService for Service {
 struct ControlPlane {
     address: SocketAddr,
     conversations: mpsc::Receiver<Conversation>,
+    refuses: Arc<AtomicBool>,
+    refused: watch::Receiver<usize>,
     server: JoinHandle<()>,
 }
 
@@ -65,7 +78,13 @@ impl ControlPlane {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, conversations) = mpsc::channel(8);
-        let service = AggregatedDiscoveryServiceServer::new(Service(sender));
+        let refuses = Arc::default();
+        let (refusing, refused) = watch::channel(0);
+        let service = AggregatedDiscoveryServiceServer::new(Service {
+            conversations: sender,
+            refuses: Arc::clone(&refuses),
+            refused: refusing,
+        });
         let serve = Server::builder()
             .add_service(service)
             .serve_with_incoming(TcpIncoming::from(listener));
@@ -73,6 +92,8 @@ impl ControlPlane {
         Self {
             address,
             conversations,
+            refuses,
+            refused,
             server,
         }
     }
@@ -81,12 +102,28 @@ impl ControlPlane {
         let next = timeout(PATIENCE, self.conversations.recv());
         next.await.unwrap().unwrap()
     }
+
+    /// Waits until it has refused so many streams.
+    async fn refused(&mut self, count: usize) {
+        let enough = self.refused.wait_for(|refused| *refused >= count);
+        timeout(PATIENCE, enough).await.unwrap().unwrap();
+    }
 }
 
 impl Conversation {
     async fn request(&mut self) -> DeltaDiscoveryRequest {
         let next = timeout(PATIENCE, self.requests.message());
         next.await.unwrap().unwrap().unwrap()
+    }
+
+    /// The next request that is no answer.
+    async fn question(&mut self) -> DeltaDiscoveryRequest {
+        loop {
+            let request = self.request().await;
+            if request.response_nonce.is_empty() {
+                return request;
+            }
+        }
     }
 
     async fn answer(&self, type_url: &str, nonce: &str, uids: &[&str], removed: &[&str]) {
@@ -134,15 +171,15 @@ impl Client {
 
     /// As if the control plane's token could not be read the first `failures` times.
     fn start_after(failures: usize, address: SocketAddr) -> Self {
+        Self::subscribe(Subscription::Everything, failures, address)
+    }
+
+    fn subscribe(subscription: Subscription, failures: usize, address: SocketAddr) -> Self {
         let attempts = AtomicUsize::new(0);
         let (writer, mesh) = mesh_channel();
         let (sender, synced) = watch::channel(false);
-        let discovery = Discovery {
-            session: AdsSession::new(NodeDescription::default().to_proto()),
-            mesh: Mesh::default(),
-            writer,
-            synced: sender,
-        };
+        let node = NodeDescription::default();
+        let discovery = Discovery::new(&node, subscription, writer, sender);
         let connect = move || {
             if attempts.fetch_add(1, Ordering::Relaxed) < failures {
                 let origin = "a test".into();
@@ -236,6 +273,23 @@ async fn a_list_that_is_too_long_is_left_out_next_time() {
 }
 
 #[tokio::test]
+async fn a_response_of_too_many_parts_is_not_even_decoded() {
+    let mut control_plane = ControlPlane::start().await;
+    let client = Client::start(control_plane.address);
+    let mut stream = control_plane.conversation().await;
+    stream.answer(AUTHORIZATION_TYPE, "1", &[], &[]).await;
+    stream.answer(ADDRESS_TYPE, "2", &["a"], &[]).await;
+    assert!(client.sees("a").await);
+    let removed = [vec![""; codec::MAX_PARTS], vec!["a"]].concat();
+    stream.answer(ADDRESS_TYPE, "3", &[], &removed).await;
+
+    stream = control_plane.conversation().await;
+    let held = stream.request().await.initial_resource_versions;
+    assert!(held.contains_key("a"));
+    assert!(client.sees("a").await);
+}
+
+#[tokio::test]
 async fn attempts_that_cannot_even_start_slow_down_and_go_on() {
     let mut control_plane = ControlPlane::start().await;
     let start = Instant::now();
@@ -259,4 +313,82 @@ async fn a_control_plane_that_hangs_up_at_once_is_not_hammered() {
     }
     // 10, 20, 40, 80 and 160 ms, each a fifth shorter at most.
     assert!(start.elapsed() >= Duration::from_millis(248));
+}
+
+#[tokio::test]
+async fn a_refused_token_is_shown_less_and_less_often() {
+    let mut control_plane = ControlPlane::start().await;
+    control_plane.refuses.store(true, Ordering::Relaxed);
+    let start = Instant::now();
+    let client = Client::start(control_plane.address);
+    control_plane.refused(6).await;
+    // 10, 20, 40, 80 and 160 ms, each a fifth shorter at most.
+    assert!(start.elapsed() >= Duration::from_millis(248));
+    // And is taken as soon as it is good.
+    control_plane.refuses.store(false, Ordering::Relaxed);
+    let stream = control_plane.conversation().await;
+    stream.answer(AUTHORIZATION_TYPE, "1", &[], &[]).await;
+    stream.answer(ADDRESS_TYPE, "2", &["a"], &[]).await;
+    assert!(client.sees("a").await);
+}
+
+fn address(ip: [u8; 4]) -> Key {
+    Key::Address {
+        network: "".into(),
+        ip: ip.into(),
+    }
+}
+
+#[tokio::test]
+async fn what_readers_lack_is_asked_for_and_they_are_told() {
+    let mut control_plane = ControlPlane::start().await;
+    let mut client = Client::subscribe(Subscription::OnDemand, 0, control_plane.address);
+    let mut stream = control_plane.conversation().await;
+    stream.answer(AUTHORIZATION_TYPE, "1", &[], &[]).await;
+    let synced = timeout(PATIENCE, client.synced.wait_for(|synced| *synced));
+    synced.await.unwrap().unwrap();
+    assert_eq!(stream.request().await.resource_names_subscribe, ["*"]);
+    assert_eq!(stream.request().await.type_url, AUTHORIZATION_TYPE);
+
+    let mesh = client.mesh.clone();
+    let look_up = |ip| {
+        let mesh = mesh.clone();
+        tokio::spawn(async move { mesh.look_up(address(ip), Instant::now() + PATIENCE).await })
+    };
+    let waiting = look_up([192, 0, 2, 1]);
+    assert_eq!(
+        stream.question().await.resource_names_subscribe,
+        ["/192.0.2.1"]
+    );
+    stream.answer(ADDRESS_TYPE, "2", &[], &["/192.0.2.1"]).await;
+    waiting.await.unwrap().unwrap();
+
+    // The next one has no answer when the stream ends, and is told when the next one begins.
+    let waiting = look_up([192, 0, 2, 2]);
+    assert_eq!(
+        stream.question().await.resource_names_subscribe,
+        ["/192.0.2.2"]
+    );
+    control_plane.refuses.store(true, Ordering::Relaxed);
+    drop(stream);
+    // So is one that is asked for while there is no stream.
+    control_plane.refused(1).await;
+    let third = look_up([192, 0, 2, 3]);
+    control_plane.refuses.store(false, Ordering::Relaxed);
+    let mut stream = control_plane.conversation().await;
+    let mut told = stream.request().await.initial_resource_versions;
+    assert_eq!(told.remove("/192.0.2.2").as_deref(), Some(""));
+    if told.remove("/192.0.2.3").is_none() {
+        // Or right after that.
+        let question = stream.question().await;
+        let question = match question.type_url == AUTHORIZATION_TYPE {
+            true => stream.question().await,
+            false => question,
+        };
+        assert_eq!(question.resource_names_subscribe, ["/192.0.2.3"]);
+    }
+    let both = ["/192.0.2.2", "/192.0.2.3"];
+    stream.answer(ADDRESS_TYPE, "1", &[], &both).await;
+    waiting.await.unwrap().unwrap();
+    third.await.unwrap().unwrap();
 }

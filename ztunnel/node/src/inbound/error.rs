@@ -9,6 +9,7 @@ use ztunnel_mesh::addr::AppAddr;
 use ztunnel_mesh::reason::Reason;
 
 use crate::own_pod::WorkloadUnknown;
+use crate::state::LookupTimeout;
 
 /// Why a stream or a plain connection does not reach the app.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +18,8 @@ pub(super) enum InboundError {
     BadConnect(BadConnect),
     #[error(transparent)]
     Unknown(#[from] WorkloadUnknown),
+    #[error(transparent)]
+    Lookup(#[from] LookupTimeout),
     #[error("{}", .0.detail)]
     Refused(Refusal),
     #[error("{app} is a port of the proxy itself")]
@@ -44,6 +47,7 @@ impl InboundError {
         match self {
             Self::BadConnect(_) => Reason::BadRequest,
             Self::Unknown(_) => Reason::WorkloadUnknown,
+            Self::Lookup(_) => Reason::LookupTimeout,
             Self::Refused(refusal) => refusal.reason,
             Self::Loop { .. } => Reason::Loop,
             Self::AppTimeout { .. } | Self::App { .. } => Reason::DestinationUnreachable,

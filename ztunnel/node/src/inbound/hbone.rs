@@ -5,12 +5,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tracing::debug;
 use ztunnel_hbone::Authority;
 use ztunnel_mesh::Workload;
 use ztunnel_mesh::addr::{ClientAddr, HboneAddr};
 use ztunnel_mesh::authorize::{Peer, authorize};
-use ztunnel_mesh::inbound::{self, target};
+use ztunnel_mesh::inbound::{self, lacking, target};
 use ztunnel_mesh::reason::Reason;
 
 use super::Inner;
@@ -18,6 +19,7 @@ use super::error::InboundError;
 use crate::identity::IdentityError;
 use crate::own_pod::{WorkloadUnknown, baggage};
 use crate::relay::{self, ResetOnDrop};
+use crate::state::LOOKUP_WAIT;
 use crate::telemetry::{Direction, Record};
 use crate::tunnel::{AcceptError, Incoming, Request, TunnelFacts, accept};
 
@@ -154,6 +156,14 @@ async fn reach(
 ) -> Result<(Arc<Workload>, ResetOnDrop), InboundError> {
     let workload = inner.pod.workload().await?;
     record.dst_identity = Some(workload.identity());
+    // Each round answers one question about one service of the pod. What still lacks then is refused.
+    let deadline = Instant::now() + LOOKUP_WAIT;
+    for _ in 0..workload.memberships.len() {
+        let Some(key) = lacking(&inner.pod.mesh.load(), &workload, authority) else {
+            break;
+        };
+        inner.pod.mesh.look_up(key, deadline).await?;
+    }
     let peer = Peer {
         identity: tunnel.facts.peer.as_ref(),
         addr: tunnel.client,

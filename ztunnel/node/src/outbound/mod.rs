@@ -2,7 +2,8 @@
 //!
 //! Invariants: the client is the pod of the listener, never the owner of a source address. What cannot be reached as
 //! decided is refused; there is no second choice that would go around a tunnel. Since the app's connect has been
-//! accepted by our listener before any of this is known, a refusal is a reset.
+//! accepted by our listener before any of this is known, a refusal is a reset. What a partial mesh lacks is asked for;
+//! an answer that is late means a refusal, not plaintext.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::debug;
 use ztunnel_hbone::{Connect, Traceparent};
 use ztunnel_mesh::addr::{ClientAddr, OrigDst};
@@ -23,9 +24,14 @@ use ztunnel_sys::socket::canonical;
 use crate::identity::IdentityError;
 use crate::own_pod::{OwnPod, WorkloadUnknown, baggage};
 use crate::relay::{self, ResetOnDrop};
+use crate::state::{LOOKUP_WAIT, LookupTimeout};
 use crate::task::{Shutdown, TaskGroup};
 use crate::telemetry::{Direction, Record};
 use crate::tunnel::{Destination, OpenError, Pool, Stream, TunnelSettings};
+
+/// How often one connection may ask. A decision needs two answers at most, one for each network; more would be because
+/// things come and go faster than they can be followed.
+const LOOKUPS: usize = 8;
 
 /// The outgoing side of one pod on one worker thread.
 pub struct Outbound {
@@ -43,6 +49,10 @@ enum OutboundError {
     Unknown(#[from] WorkloadUnknown),
     #[error("{}", .0.detail)]
     Refused(Refusal),
+    #[error(transparent)]
+    Lookup(#[from] LookupTimeout),
+    #[error("what the control plane says about {to} does not last until it is acted on")]
+    Lookups { to: OrigDst },
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error(transparent)]
@@ -67,6 +77,7 @@ impl OutboundError {
             Self::Loopback { .. } | Self::Loop { .. } => Reason::Loop,
             Self::Unknown(_) => Reason::WorkloadUnknown,
             Self::Refused(refusal) => refusal.reason,
+            Self::Lookup(_) | Self::Lookups { .. } => Reason::LookupTimeout,
             Self::Identity(err) => err.reason(),
             Self::Open(err) => err.reason(),
             Self::Timeout { .. } | Self::Connect { .. } => Reason::DestinationUnreachable,
@@ -142,18 +153,30 @@ impl Outbound {
         }
         let workload = self.pod.workload().await?;
         record.src_identity = Some(workload.identity());
-        let decision = {
-            let mesh = self.pod.mesh.load();
-            decide(&mesh, &self.pod.network, &workload, dst, &mut Random)
-        };
-        match decision {
-            Decision::Refuse(refusal) => Err(OutboundError::Refused(refusal)),
-            Decision::Go(Route::Direct { to }) => self.direct(to).await.map(Reached::Tcp),
-            Decision::Go(Route::Hbone(route)) => self
+        match self.route(&workload, dst).await? {
+            Route::Direct { to } => self.direct(to).await.map(Reached::Tcp),
+            Route::Hbone(route) => self
                 .tunnel(record, src, &workload, route)
                 .await
                 .map(Reached::Stream),
         }
+    }
+
+    /// Decides, and asks for what that needs.
+    async fn route(&self, workload: &Workload, dst: OrigDst) -> Result<Route, OutboundError> {
+        let deadline = Instant::now() + LOOKUP_WAIT;
+        for _ in 0..=LOOKUPS {
+            let decision = {
+                let mesh = self.pod.mesh.load();
+                decide(&mesh, &self.pod.network, workload, dst, &mut Random)
+            };
+            match decision {
+                Decision::Go(route) => return Ok(route),
+                Decision::Refuse(refusal) => return Err(OutboundError::Refused(refusal)),
+                Decision::Lookup(key) => self.pod.mesh.look_up(key, deadline).await?,
+            }
+        }
+        Err(OutboundError::Lookups { to: dst })
     }
 
     async fn direct(&self, to: SocketAddr) -> Result<ResetOnDrop, OutboundError> {

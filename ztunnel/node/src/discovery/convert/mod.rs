@@ -3,6 +3,14 @@
 //! Pure. A resource is taken whole or rejected whole, with the field and the value that made it impossible; it never
 //! affects another resource. What has a tolerable meaning is tolerated: unknown fields, an unknown visibility
 //! (public) or workload type (deployment), an identity that is none (left out, with a warning).
+//!
+//! Left out on purpose, because nothing here would follow from it: `extensions` of everything, `app_protocol` of a
+//! port, `ingress_use_waypoint` of a service (for gateways), `length` of a gateway's address, and of a resource its
+//! lifetime, caching hints, and the type its content claims (that of the response decides). Every other field of
+//! `workload.proto` and `authorization.proto` is kept.
+//!
+//! Ports are the low 16 bits of what is said. In a list that has a port twice, the first counts. Of a map on the wire
+//! that has a key twice, the last does, so a workload is an endpoint of a service once.
 
 mod policy;
 mod pool;
@@ -12,7 +20,6 @@ mod workload;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use prost::Message as _;
 use ztunnel_mesh::Upsert;
 use ztunnel_mesh::name::{PolicyName, ServiceName};
 use ztunnel_mesh::workload::{
@@ -23,11 +30,19 @@ use ztunnel_proto::istio::workload as wire;
 
 use pool::Pool;
 
+/// The largest resource. What Kubernetes stores as one object is not larger, and one byte here can become a hundred
+/// in memory: an empty match of a policy is two bytes on the wire.
+const MAX_CONTENT: usize = 1024 * 1024;
+
 /// Why a resource was rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {
     #[error("the resource has no content")]
     NoContent,
+    #[error("the content has {0} bytes, more than {MAX_CONTENT}")]
+    TooLarge(usize),
+    #[error("the content is named {0:?}")]
+    Named(String),
     #[error("the content is no such message: {0}")]
     Decode(prost::DecodeError),
     #[error("{0} is present, but empty")]
@@ -69,7 +84,7 @@ pub(super) struct Converter {
 impl Converter {
     /// Converts the content of one `istio.workload.Address`.
     pub(super) fn address(&mut self, content: &[u8]) -> Result<Converted, ConvertError> {
-        let address = wire::Address::decode(content).map_err(ConvertError::Decode)?;
+        let address: wire::Address = decode(content)?;
         match address.r#type.ok_or(ConvertError::Unset("type"))? {
             wire::address::Type::Workload(w) => self.workload(w),
             wire::address::Type::Service(s) => self.service(s),
@@ -78,8 +93,7 @@ impl Converter {
 
     /// Converts the content of one `istio.security.Authorization`.
     pub(super) fn authorization(&mut self, content: &[u8]) -> Result<Converted, ConvertError> {
-        let policy = Authorization::decode(content).map_err(ConvertError::Decode)?;
-        self.policy(policy)
+        self.policy(decode::<Authorization>(content)?)
     }
 
     /// Forgets what nothing uses any more.
@@ -119,6 +133,13 @@ impl Converter {
             hbone_port: port(address.hbone_mtls_port),
         })
     }
+}
+
+fn decode<M: prost::Message + Default>(content: &[u8]) -> Result<M, ConvertError> {
+    if content.len() > MAX_CONTENT {
+        return Err(ConvertError::TooLarge(content.len()));
+    }
+    M::decode(content).map_err(ConvertError::Decode)
 }
 
 fn ip(field: &'static str, bytes: &[u8]) -> Result<IpAddr, ConvertError> {

@@ -263,6 +263,94 @@ fn what_a_service_can_do_without_is_tolerated() {
 }
 
 #[test]
+fn a_service_that_is_named_twice_counts_once_and_the_last_time() {
+    // A map on the wire is a list of entries, and nothing keeps one from coming twice.
+    let once = |target_port| wire::Workload {
+        services: HashMap::from([(
+            "a/s".to_owned(),
+            wire::PortList {
+                ports: vec![wire::Port {
+                    service_port: 80,
+                    target_port,
+                    app_protocol: 0,
+                }],
+            },
+        )]),
+        ..Default::default()
+    };
+    // Messages merge by concatenation, inside of the enclosing one too.
+    let twice = [once(1), once(2)].map(|w| w.encode_to_vec()).concat();
+    let mut address = vec![0x0a];
+    prost::encoding::encode_varint(twice.len() as u64, &mut address);
+    address.extend(twice);
+    let converted = Converter::default().address(&address).unwrap();
+    let Upsert::Workload(w) = converted.upsert else {
+        panic!("{converted:?}");
+    };
+    assert_eq!(w.memberships.len(), 1);
+    assert_eq!(w.memberships[0].target_port(80), Some(2));
+}
+
+#[test]
+fn of_more_ports_than_there_are_the_first_of_each_counts() {
+    let ports = (0..70_000_u32).map(|number| wire::Port {
+        service_port: number,
+        target_port: number + 1,
+        app_protocol: 0,
+    });
+    let (s, _) = service(wire::Service {
+        ports: ports.collect(),
+        ..Default::default()
+    })
+    .unwrap();
+    // 65,616 is 80 again, in the 16 bits of a port.
+    assert_eq!(s.target_port(80), Some(81));
+    assert_eq!(s.target_port(65_535), None, "0 is none");
+}
+
+#[test]
+fn content_that_is_too_large_or_too_deep_is_rejected() {
+    let large = wire::Workload {
+        name: "x".repeat(MAX_CONTENT),
+        ..Default::default()
+    };
+    check_rejected(workload(large), "bytes, more than 1048576");
+    let matches = |count| Authorization {
+        rules: vec![sec::Rule {
+            clauses: vec![sec::Clause {
+                matches: vec![sec::Match::default(); count],
+            }],
+        }],
+        ..Default::default()
+    };
+    assert!(policy(&matches(1000)).is_ok());
+    check_rejected(policy(&matches(600_000)), "more than 1048576");
+    // Groups are the one thing that can be nested without end: field 100, begin, again and again.
+    let deep = [0xa3, 0x06].repeat(100_000);
+    let mut converter = Converter::default();
+    assert!(matches!(
+        converter.address(&deep),
+        Err(ConvertError::Decode(_))
+    ));
+}
+
+#[test]
+fn fields_and_messages_of_a_later_time_are_skipped() {
+    let mut content = wire::Address {
+        r#type: Some(wire::address::Type::Workload(wire::Workload {
+            uid: "a".into(),
+            ..Default::default()
+        })),
+    }
+    .encode_to_vec();
+    // Field 100: a varint, eight bytes, a string.
+    content.extend([0xa0, 0x06, 0x01]);
+    content.extend([0xa1, 0x06, 1, 2, 3, 4, 5, 6, 7, 8]);
+    content.extend([0xa2, 0x06, 0x02, b'h', b'i']);
+    assert!(Converter::default().address(&content).is_ok());
+}
+
+#[test]
 fn content_that_is_no_message_is_rejected() {
     let mut converter = Converter::default();
     assert!(matches!(

@@ -24,8 +24,9 @@ impl Held {
         self.0.insert(name, Version::new(version));
     }
 
-    pub(super) fn remove(&mut self, name: &str) {
-        self.0.remove(name);
+    /// Says whether it was there.
+    pub(super) fn remove(&mut self, name: &str) -> bool {
+        self.0.remove(name).is_some()
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> {

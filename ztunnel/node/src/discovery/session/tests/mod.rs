@@ -6,6 +6,8 @@ use ztunnel_proto::istio::workload as wire;
 
 use super::*;
 
+mod on_demand;
+
 fn resource(name: &str, version: &str, content: Option<Vec<u8>>) -> Resource {
     Resource {
         name: name.into(),
@@ -64,7 +66,7 @@ fn session() -> AdsSession {
         id: "ztunnel~1.1.1.1~a.b~b.svc.cluster.local".into(),
         ..Default::default()
     };
-    AdsSession::new(node)
+    AdsSession::new(node, Subscription::Everything)
 }
 
 /// What the next stream would report, sorted, as `name=version`.
@@ -236,4 +238,72 @@ fn a_name_twice_in_a_response_means_the_last() {
         [Upsert::Workload(_), Upsert::Workload(_)]
     ));
     assert_eq!(held(&mut session)[0], ["a=v2"]);
+}
+
+#[test]
+fn a_resource_under_another_name_than_its_own_is_rejected() {
+    let mut session = session();
+    let mut odd = workload("a", "v1");
+    odd.name = "b".into();
+    let received = session.receive(addresses(vec![odd, workload("c", "v1")], &[]));
+    let message = received.answer.error_detail.unwrap().message;
+    assert_eq!(message, "b: the content is named \"a\"");
+    let mut odd = policy("ns/p");
+    odd.name = "ns/q".into();
+    let received = session.receive(policies(vec![odd], &[]));
+    assert!(received.answer.error_detail.is_some());
+    // It could never be taken back.
+    assert_eq!(held(&mut session), [vec!["c=v1".to_owned()], vec![]]);
+}
+
+#[test]
+fn the_type_of_the_response_decides_and_not_that_of_its_content() {
+    let mut session = session();
+    let mut odd = workload("a", "v1");
+    odd.resource.as_mut().unwrap().type_url = AUTHORIZATION_TYPE.into();
+    let received = session.receive(addresses(vec![odd], &[]));
+    assert!(received.answer.error_detail.is_none());
+    assert_eq!(received.delta.upserts.len(), 1);
+}
+
+#[test]
+fn what_a_response_brings_and_takes_is_gone() {
+    let mut session = session();
+    let received = session.receive(addresses(vec![workload("a", "v1")], &["a"]));
+    let mesh = Mesh::default().apply(received.delta);
+    assert!(mesh.workload("a").is_none());
+    assert!(held(&mut session)[0].is_empty());
+}
+
+#[test]
+fn a_name_of_the_empty_network_or_of_many_slashes_is_taken_as_it_is() {
+    let mut session = session();
+    for uid in [
+        "/10.0.0.1",
+        "Kubernetes//Pod/a/b",
+        "net/SplitHorizonWorkload/a/b/c/d",
+    ] {
+        session.receive(addresses(vec![workload(uid, "v1")], &[]));
+        assert_eq!(held(&mut session)[0], [format!("{uid}=v1")]);
+        let received = session.receive(addresses(vec![], &[uid]));
+        assert_eq!(received.delta.removals, [Removal::Address(uid.into())]);
+        assert!(held(&mut session)[0].is_empty());
+    }
+}
+
+#[test]
+fn heartbeats_and_unknown_parts_of_a_resource_change_nothing() {
+    let mut session = session();
+    session.receive(addresses(vec![workload("a", "v1")], &[]));
+    // A heartbeat has no content: an error for the peer too. What is held stays.
+    let received = session.receive(addresses(vec![resource("a", "v2", None)], &[]));
+    assert!(received.answer.error_detail.is_some() && received.delta.upserts.is_empty());
+    assert_eq!(held(&mut session)[0], ["a=v1"]);
+    // Aliases, a lifetime and caching hints are passed over.
+    let mut odd = workload("a", "v3");
+    odd.aliases = vec!["x".into()];
+    odd.ttl = Some(prost_types::Duration::default());
+    let received = session.receive(addresses(vec![odd], &["x"]));
+    assert!(received.answer.error_detail.is_none());
+    assert_eq!(held(&mut session)[0], ["a=v3"]);
 }
