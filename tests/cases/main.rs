@@ -14,4 +14,5 @@ mod mesh;
 mod no_way;
 mod own_ports;
 mod policy;
+mod readiness;
 mod traffic;

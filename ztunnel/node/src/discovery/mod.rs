@@ -17,7 +17,7 @@ mod session;
 
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
@@ -28,6 +28,7 @@ use ztunnel_mesh::Mesh;
 use ztunnel_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use ztunnel_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
+use crate::admin::Pending;
 use crate::control_plane::{ControlPlaneError, Endpoint, MAX_RESPONSE, explain};
 use crate::state::MeshWriter;
 use crate::task::{Backoff, Shutdown};
@@ -56,14 +57,9 @@ pub struct DiscoveryConfig {
     pub node: NodeDescription,
 }
 
-/// Follows the control plane until shutdown. `synced` becomes true once, when a response of each type has been
-/// taken whole.
-pub async fn run(
-    cfg: DiscoveryConfig,
-    mesh: MeshWriter,
-    synced: watch::Sender<bool>,
-    shutdown: Shutdown,
-) {
+/// Follows the control plane until shutdown. `first_state` is done when a response of each type has been taken
+/// whole, and stays so.
+pub async fn run(cfg: DiscoveryConfig, mesh: MeshWriter, first_state: Pending, shutdown: Shutdown) {
     let DiscoveryConfig { endpoint, node } = cfg;
     let address = endpoint.address.to_string();
     let credentials = endpoint.credentials();
@@ -72,7 +68,7 @@ pub async fn run(
         session: AdsSession::new(node.to_proto()),
         mesh: Mesh::default(),
         writer: mesh,
-        synced,
+        first_state: Some(first_state),
     };
     tokio::select! {
         () = shutdown.started() => {}
@@ -101,7 +97,8 @@ struct Discovery {
     session: AdsSession,
     mesh: Mesh,
     writer: MeshWriter,
-    synced: watch::Sender<bool>,
+    /// Until it has come.
+    first_state: Option<Pending>,
 }
 
 impl Discovery {
@@ -125,9 +122,13 @@ impl Discovery {
             }
             resume = error.resume();
             let pause = backoff.delay();
+            let text = with_causes(&error);
+            if let Some(pending) = &self.first_state {
+                pending.because(format!("{address}: {text}"));
+            }
             warn!(
                 address,
-                error = with_causes(&error),
+                error = text,
                 check = error.is_about_credentials().then_some(credentials),
                 responses,
                 retry_in = ?pause,
@@ -162,7 +163,7 @@ impl Discovery {
                 Ok(Err(_)) => continue,
                 Err(_) => return StreamError::AnswerTimeout,
             }
-            if self.session.is_synced() && !self.synced.send_replace(true) {
+            if self.session.is_synced() && self.first_state.take().is_some() {
                 let (workloads, services, policies) = self.mesh.counts();
                 info!(
                     workloads,
@@ -216,6 +217,12 @@ impl Discovery {
             rejected = rejected.len(),
             "discovery response"
         );
+        if let (Some(pending), Some((resource, error))) = (&self.first_state, rejected.first()) {
+            let count = rejected.len();
+            pending.because(format!(
+                "{count} resources rejected, such as {resource}: {error}"
+            ));
+        }
         for (resource, error) in rejected.iter().take(LOGGED) {
             warn!(type_url, resource, %error, "resource rejected");
         }

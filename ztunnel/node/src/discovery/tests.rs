@@ -18,6 +18,7 @@ use ztunnel_proto::istio::workload as wire;
 use ztunnel_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 
 use super::*;
+use crate::admin::Readiness;
 use crate::state::{MeshReader, mesh_channel};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -123,7 +124,7 @@ impl Conversation {
 
 struct Client {
     mesh: MeshReader,
-    synced: watch::Receiver<bool>,
+    readiness: Readiness,
     task: JoinHandle<()>,
 }
 
@@ -136,12 +137,12 @@ impl Client {
     fn start_after(failures: usize, address: SocketAddr) -> Self {
         let attempts = AtomicUsize::new(0);
         let (writer, mesh) = mesh_channel();
-        let (sender, synced) = watch::channel(false);
+        let readiness = Readiness::default();
         let discovery = Discovery {
             session: AdsSession::new(NodeDescription::default().to_proto()),
             mesh: Mesh::default(),
             writer,
-            synced: sender,
+            first_state: Some(readiness.pending("state manager")),
         };
         let connect = move || {
             if attempts.fetch_add(1, Ordering::Relaxed) < failures {
@@ -154,7 +155,11 @@ impl Client {
             Ok((endpoint.connect_lazy(), metadata))
         };
         let task = tokio::spawn(async move { discovery.follow("test", "", connect).await });
-        Self { mesh, synced, task }
+        Self {
+            mesh,
+            readiness,
+            task,
+        }
     }
 
     async fn sees(&self, uid: &str) -> bool {
@@ -178,7 +183,7 @@ impl Drop for ControlPlane {
 #[tokio::test]
 async fn responses_are_applied_then_acked_and_survive_a_reconnect() {
     let mut control_plane = ControlPlane::start().await;
-    let mut client = Client::start(control_plane.address);
+    let client = Client::start(control_plane.address);
     let mut stream = control_plane.conversation().await;
     assert_eq!(stream.token, "Bearer x");
     assert_eq!(stream.request().await.type_url, ADDRESS_TYPE);
@@ -188,13 +193,12 @@ async fn responses_are_applied_then_acked_and_survive_a_reconnect() {
     assert_eq!(stream.request().await.response_nonce, "1");
     // Without policies the addresses are not acted on.
     assert!(client.mesh.load().workload("a").is_none());
-    assert!(!*client.synced.borrow());
+    assert_eq!(client.readiness.names(), ["state manager"]);
 
     stream.answer(AUTHORIZATION_TYPE, "2", &[], &[]).await;
     assert_eq!(stream.request().await.response_nonce, "2");
     assert!(client.mesh.load().workload("a").is_some());
-    let synced = timeout(PATIENCE, client.synced.wait_for(|synced| *synced));
-    synced.await.unwrap().unwrap();
+    timeout(PATIENCE, client.readiness.ready()).await.unwrap();
 
     let bad = ["c", "broken"];
     stream.answer(ADDRESS_TYPE, "3", &bad, &["b"]).await;
@@ -212,7 +216,7 @@ async fn responses_are_applied_then_acked_and_survive_a_reconnect() {
     held.sort_unstable();
     assert_eq!(held, ["a", "c"]);
     assert!(client.mesh.load().workload("a").is_some());
-    assert!(*client.synced.borrow());
+    assert_eq!(client.readiness.names(), [""; 0]);
 }
 
 #[tokio::test]
