@@ -13,27 +13,30 @@
 
 mod convert;
 mod node;
+mod responses;
 mod session;
 
 use std::time::Duration;
 
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 use ztunnel_mesh::Mesh;
-use ztunnel_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use ztunnel_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use ztunnel_sys::memory;
 
 use crate::admin::Pending;
-use crate::control_plane::{ControlPlaneError, Endpoint, MAX_RESPONSE, explain};
+use crate::control_plane::{ControlPlaneError, Endpoint, explain};
 use crate::state::MeshWriter;
 use crate::task::{Backoff, Shutdown};
 
 pub use node::NodeDescription;
+use responses::Responses;
 use session::{AdsSession, Received, Resume};
 
 /// From the call to the first answer: connecting has its own, shorter deadline, and a control plane with much to
@@ -47,6 +50,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 const LASTING: Duration = Duration::from_secs(1);
 /// Requests on their way out: the first two, and an answer.
 const OUTGOING: usize = 4;
+/// A response of this size leaves a peak behind that is worth giving back.
+const LARGE: usize = 8 * 1024 * 1024;
 /// How many oddities of one response are logged.
 const LOGGED: usize = 20;
 
@@ -150,13 +155,17 @@ impl Discovery {
             Err(error) => return error,
         };
         loop {
-            let response = match stream.message().await {
+            let response = match stream.next().await {
                 Ok(Some(response)) => response,
                 Ok(None) => return StreamError::Ended,
                 Err(status) => return StreamError::Broken(status),
             };
             *responses += 1;
+            let large = response.encoded_len() >= LARGE;
             let answer = self.apply(response);
+            if large {
+                memory::give_back();
+            }
             match timeout(ANSWER_DEADLINE, requests.send(answer)).await {
                 Ok(Ok(())) => {}
                 // The stream no longer takes requests: its end says why.
@@ -178,27 +187,18 @@ impl Discovery {
         channel: Channel,
         metadata: MetadataMap,
         resume: Resume,
-    ) -> Result<
-        (
-            mpsc::Sender<DeltaDiscoveryRequest>,
-            Streaming<DeltaDiscoveryResponse>,
-        ),
-        StreamError,
-    > {
+    ) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Responses), StreamError> {
         let (requests, outgoing) = mpsc::channel(OUTGOING);
         for request in self.session.open(resume) {
             // Cannot fail: there is room for both, and we hold the other end.
             requests.try_send(request).map_err(|_| StreamError::Ended)?;
         }
-        let mut call = Request::new(ReceiverStream::new(outgoing));
-        *call.metadata_mut() = metadata;
-        let mut client =
-            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
-        let response = timeout(OPEN_DEADLINE, client.delta_aggregated_resources(call))
+        let opening = Responses::open(channel, metadata, ReceiverStream::new(outgoing));
+        let responses = timeout(OPEN_DEADLINE, opening)
             .await
             .map_err(|_| StreamError::OpenTimeout)?
             .map_err(StreamError::Open)?;
-        Ok((requests, response.into_inner()))
+        Ok((requests, responses))
     }
 
     /// Applies a response, publishes the result and says what to answer.

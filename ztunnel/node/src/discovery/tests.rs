@@ -7,9 +7,9 @@ use prost::Message as _;
 use prost_types::Any;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tonic::Response;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint as TonicEndpoint, Server};
+use tonic::{Request, Response, Streaming};
 use ztunnel_proto::envoy::service::discovery::v3::Resource;
 use ztunnel_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
