@@ -12,6 +12,7 @@ mod lifecycle;
 mod local_api;
 mod mesh;
 mod no_way;
+mod outages;
 mod own_ports;
 mod policy;
 mod readiness;
