@@ -13,7 +13,7 @@ use crate::access::{self, eventually};
 use crate::mesh::{MESH, enrolled};
 
 /// How long a connection may wait for what it needs before it is refused, with something for a busy machine.
-const BOUND: Duration = Duration::from_millis(5000 + 1500);
+pub(crate) const BOUND: Duration = Duration::from_millis(5000 + 1500);
 
 /// Pods of two nodes that share a service account.
 const SHARED: &str = "
@@ -25,12 +25,12 @@ workloads:
 ";
 
 /// A connection that the pod's own proxy has taken; whatever it does next, it does so soon.
-fn open(from: &Pod, to: SocketAddr) -> TcpStream {
+pub(crate) fn open(from: &Pod, to: SocketAddr) -> TcpStream {
     from.connect(to, Duration::from_secs(2)).unwrap()
 }
 
 /// Nothing has come of the connection yet, good or bad.
-fn still_waits(connection: &mut TcpStream) -> bool {
+pub(crate) fn still_waits(connection: &mut TcpStream) -> bool {
     connection
         .set_read_timeout(Some(Duration::from_millis(20)))
         .unwrap();
@@ -39,7 +39,7 @@ fn still_waits(connection: &mut TcpStream) -> bool {
     read.is_err_and(|err| matches!(err.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
 }
 
-fn echo(connection: &mut TcpStream, text: &[u8]) -> std::io::Result<()> {
+pub(crate) fn echo(connection: &mut TcpStream, text: &[u8]) -> std::io::Result<()> {
     connection
         .set_read_timeout(Some(Duration::from_secs(10)))
         .unwrap();
@@ -122,6 +122,31 @@ fn an_identity_gets_one_certificate_per_node_whoever_needs_it() {
         expected.map(|(node, account)| (node.to_owned(), id(account)))
     );
     assert_eq!(lab.control_plane().refused(), []);
+}
+
+#[test]
+fn certificates_are_there_before_the_first_connection() {
+    let mesh = MESH.replace(
+        "service_account: near,",
+        "service_account: near, announce: false,",
+    );
+    let lab = Lab::from_yaml(&mesh).unwrap();
+    lab.start_daemons().unwrap();
+    lab.enroll_all().unwrap();
+    let plane = lab.control_plane();
+    let issued = |key: &str| plane.issued_for(lab.pod(key).identity());
+    for key in ["shop/client", "shop/far", "bank/other"] {
+        eventually("a certificate without any traffic", || issued(key) == 1);
+    }
+    // Its trust domain is not known yet, and so not its identity.
+    assert_eq!(issued("shop/near"), 0);
+    plane
+        .update(|mesh| mesh.workload_mut("shop/near").unwrap().announce = true)
+        .unwrap();
+    eventually("the certificate of a pod that is known now", || {
+        issued("shop/near") == 1
+    });
+    assert_eq!(plane.refused(), []);
 }
 
 #[test]

@@ -13,6 +13,8 @@ mod local_api;
 mod mesh;
 mod no_way;
 mod on_demand;
+mod outages;
 mod own_ports;
 mod policy;
+mod readiness;
 mod traffic;

@@ -14,7 +14,8 @@ use crate::access::{self, eventually};
 use crate::mesh::MESH;
 
 /// Of the proxy as Istio knows it: outbound, inbound, HBONE, DNS or SOCKS, administration, metrics, readiness.
-const PORTS: [u16; 7] = [15001, 15006, 15008, 15080, 15000, 15020, 15021];
+const PORTS: [u16; 7] = [15001, 15006, 15008, 15080, 15000, 15020, READINESS];
+const READINESS: u16 = 15021;
 /// What one call may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Lines in the access logs that one call may lead to: that of the client's node, of the server's, and of a second
@@ -134,8 +135,9 @@ fn the_proxy_ports_are_refused_whoever_calls_them_by_whatever_way() {
     let lab = lab();
     let pods = ["shop/client", "shop/far", "shop/near"].map(|key| lab.pod(key));
     let [client, _, near] = &pods;
+    let node = address_of(lab.node("node1"));
     let mut ips = loopback().to_vec();
-    ips.push(address_of(lab.node("node1")));
+    ips.push(node);
     ips.extend(pods.iter().flat_map(|pod| pod.ips()));
     let mut calls = Vec::new();
     // Captured, not captured, not even in the cluster.
@@ -143,6 +145,15 @@ fn the_proxy_ports_are_refused_whoever_calls_them_by_whatever_way() {
         for &ip in &ips {
             calls.extend(PORTS.map(|port| (from, (ip, port).into())));
         }
+    }
+    // The node answers probes of its readiness, whoever asks, and says nothing else to anybody.
+    let probes: SocketAddr = (node, READINESS).into();
+    let (probed, mut calls): (Vec<_>, Vec<_>) =
+        calls.into_iter().partition(|call| call.1 == probes);
+    for (from, to) in probed {
+        let answer = String::from_utf8(call(from, to).unwrap()).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+        assert!(answer.ends_with("\r\n\r\n"), "{answer}");
     }
     for vip in ["10.96.0.66", "10.96.0.67", "10.96.0.10", "10.96.0.12"] {
         let vip: IpAddr = vip.parse().unwrap();

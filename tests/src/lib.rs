@@ -46,7 +46,7 @@ mod tap;
 pub mod tester;
 
 pub use control_plane::{
-    Answer, Authority, CaMode, ControlPlane, Credential, Issued, Refused, Validity,
+    Answer, Authority, CaMode, ControlPlane, Credential, DiscoveryFault, Issued, Refused, Validity,
 };
 pub use daemon::{Daemon, DaemonOptions};
 pub use error::{Doing, LabError, Result};

@@ -31,6 +31,7 @@ impl AggregatedDiscoveryService for Ads {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        self.0.silence().await;
         let node = self.0.authenticate(request.metadata())?;
         let (responses, stream) = mpsc::channel(QUEUE);
         let id = lock(&self.0.sessions).open(&node);
@@ -68,6 +69,8 @@ impl OpenStream {
     ) -> Result<(), Status> {
         let mut snapshots = self.shared.snapshots.subscribe();
         let mut session = Session::default();
+        let end = self.shared.end_of_stream();
+        tokio::pin!(end);
         loop {
             let outgoing = tokio::select! {
                 request = requests.message() => {
@@ -85,6 +88,7 @@ impl OpenStream {
                     let now = snapshots.borrow_and_update().clone();
                     session.snapshot(&now)
                 }
+                () = &mut end => return Ok(()),
             };
             if let Some(open) = lock(&self.shared.sessions).open.get_mut(&self.id) {
                 open.synced = session.synced();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::authority::{Authority, Validity};
 use super::ca::{CaMode, Issued, Refused};
+use super::faults::{DiscoveryFault, giants};
 use super::server::RunningServer;
 use super::session::Answer;
 use super::shared::{Shared, lock};
@@ -120,6 +121,17 @@ impl ControlPlane {
         self.shared.change(|state| {
             state.nonsense = names.iter().map(|&name| name.to_owned()).collect();
         });
+    }
+
+    /// Lets the discovery service behave otherwise from now on.
+    pub fn set_discovery_fault(&self, fault: DiscoveryFault) {
+        self.shared.fault.send_replace(fault);
+    }
+
+    /// Announces, besides the mesh, `count` workloads of `size` bytes each; none takes all of them back.
+    pub fn announce_giants(&self, count: usize, size: usize) {
+        let giants = giants(count, size);
+        self.shared.change(|state| state.giants = giants);
     }
 
     /// Says of a pod that it is enrolled, or no longer, as the node agent does with an annotation.

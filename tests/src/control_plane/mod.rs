@@ -7,6 +7,7 @@
 mod ads;
 mod authority;
 mod ca;
+mod faults;
 mod handle;
 mod server;
 mod session;
@@ -16,6 +17,7 @@ mod wire;
 
 pub use authority::{Authority, Credential, Validity};
 pub use ca::{CaMode, Issued, Refused};
+pub use faults::DiscoveryFault;
 pub use handle::ControlPlane;
 pub use session::Answer;
 

@@ -16,6 +16,7 @@ use ztunnel_proto::istio::v1::auth::istio_certificate_service_server::IstioCerti
 
 use super::ads::Ads;
 use super::ca::CaService;
+use super::faults::Faulty;
 use super::shared::{Shared, lock};
 use crate::error::{Doing, LabError, Result};
 use crate::mesh_file::MeshFile;
@@ -86,7 +87,10 @@ async fn serve(
         .tls_config(tls)
         .doing(|| "configure TLS of the control plane")?
         .tcp_nodelay(true)
-        .add_service(AggregatedDiscoveryServiceServer::new(Ads(shared.clone())))
+        .add_service(Faulty {
+            inner: AggregatedDiscoveryServiceServer::new(Ads(shared.clone())),
+            shared: shared.clone(),
+        })
         .add_service(IstioCertificateServiceServer::new(CaService(shared)))
         .serve_with_incoming(TcpListenerStream::new(listener))
         .await

@@ -12,8 +12,9 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use super::ca::Ca;
+use super::faults::DiscoveryFault;
 use super::session::Answer;
-use super::snapshot::Snapshot;
+use super::snapshot::{Entry, Snapshot};
 use super::{Authority, CLUSTER, HOSTNAME};
 use crate::error::{Doing as _, Result};
 use crate::mesh_file::MeshFile;
@@ -32,6 +33,7 @@ pub(crate) struct Shared {
     pub(crate) tokens: Mutex<BTreeMap<String, String>>,
     pub(crate) ca: Mutex<Ca>,
     pub(crate) sessions: Mutex<Sessions>,
+    pub(crate) fault: watch::Sender<DiscoveryFault>,
     hosts: PathBuf,
     log: PathBuf,
 }
@@ -42,6 +44,8 @@ pub(crate) struct MeshState {
     pub(crate) enrolled: BTreeSet<String>,
     /// Names of resources that nobody can read.
     pub(crate) nonsense: BTreeSet<String>,
+    /// Addresses besides those of the mesh, for their size.
+    pub(crate) giants: BTreeMap<String, Arc<Entry>>,
 }
 
 /// What clients are connected, and what they answered.
@@ -77,11 +81,13 @@ impl Shared {
                 file: mesh,
                 enrolled,
                 nonsense: BTreeSet::new(),
+                giants: BTreeMap::new(),
             }),
             snapshots: watch::Sender::new(Arc::new(first)),
             tokens: Mutex::new(tokens),
             ca: Mutex::new(Ca::new(Authority::new("mesh")?)),
             sessions: Mutex::default(),
+            fault: watch::Sender::default(),
             hosts,
             log: dir.join("control-plane.log"),
         })
@@ -99,7 +105,10 @@ impl Shared {
         }
         self.snapshots.send_modify(|snapshot| {
             let next = snapshot.next(&state.file, &state.enrolled);
-            *snapshot = Arc::new(next.with_nonsense(&state.nonsense));
+            *snapshot = Arc::new(
+                next.with_nonsense(&state.nonsense)
+                    .with_giants(&state.giants),
+            );
         });
         result
     }

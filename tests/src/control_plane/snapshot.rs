@@ -64,6 +64,12 @@ impl Snapshot {
         self
     }
 
+    /// The same, and these among the addresses.
+    pub(crate) fn with_giants(mut self, giants: &BTreeMap<String, Arc<Entry>>) -> Self {
+        self.types[0].extend(giants.clone());
+        self
+    }
+
     /// All resources of a type, by name.
     pub(crate) fn of_type(&self, kind: usize) -> &BTreeMap<String, Arc<Entry>> {
         &self.types[kind]
@@ -122,11 +128,11 @@ impl Entry {
     fn address(&self) -> Option<&address::Type> {
         match &self.body {
             Body::Address(message) => message.r#type.as_ref(),
-            Body::Authorization(_) | Body::Nonsense => None,
+            Body::Authorization(_) | Body::Padded(..) | Body::Nonsense => None,
         }
     }
 
-    fn new(body: Body) -> Self {
+    pub(crate) fn new(body: Body) -> Self {
         let bytes = body.encode();
         let mut hash = DefaultHasher::new();
         bytes.hash(&mut hash);
@@ -140,7 +146,7 @@ impl Entry {
     /// As it goes on the wire. Policies carry no version there, as with Istio.
     pub(crate) fn resource(&self, kind: usize, name: &str) -> Resource {
         let version = match &self.body {
-            Body::Address(_) | Body::Nonsense => self.version.clone(),
+            Body::Address(_) | Body::Padded(..) | Body::Nonsense => self.version.clone(),
             Body::Authorization(_) => String::new(),
         };
         Resource {

@@ -21,6 +21,8 @@ use crate::mesh_file::{
 pub(crate) enum Body {
     Address(Box<workload::Address>),
     Authorization(security::Authorization),
+    /// An address, and a field of so many bytes that nobody knows.
+    Padded(Box<workload::Address>, usize),
     /// Bytes that are no message.
     Nonsense,
 }
@@ -30,9 +32,18 @@ impl Body {
         match self {
             Self::Address(message) => message.encode_to_vec(),
             Self::Authorization(message) => message.encode_to_vec(),
+            Self::Padded(message, size) => padded(message.encode_to_vec(), *size),
             Self::Nonsense => vec![0xff; 3],
         }
     }
+}
+
+fn padded(mut message: Vec<u8>, size: usize) -> Vec<u8> {
+    use prost::encoding::{WireType, encode_key, encode_varint};
+    encode_key(2000, WireType::LengthDelimited, &mut message);
+    encode_varint(size as u64, &mut message);
+    message.resize(message.len() + size, 0);
+    message
 }
 
 /// All workloads and services, by resource name. `enrolled` holds keys of workloads.

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tracing::{info, warn};
+use ztunnel_node::admin::{AdminError, HttpListener, READINESS_PORT, Readiness};
 use ztunnel_node::capture::{NodeCapture, NodeClaim};
 use ztunnel_node::discovery::{self, DiscoveryConfig};
 use ztunnel_node::enroll::{self, ApiListener, Enroller};
@@ -37,6 +38,8 @@ enum StartError {
     Enroll(#[from] enroll::EnrollError),
     #[error("serve the local API")]
     Api(#[from] enroll::ApiError),
+    #[error("serve HTTP")]
+    Admin(#[from] AdminError),
     #[error("{what}")]
     System {
         what: &'static str,
@@ -77,18 +80,32 @@ async fn run(config: Config) -> Result<(), StartError> {
     // First of all, before anything is touched that a running daemon depends on.
     let claim = NodeClaim::take(&config.paths.bpf_dir)?;
     let api = ApiListener::bind(&config.paths.api_socket)?;
+    let probes = HttpListener::bind("readiness probes", READINESS_PORT)?;
     let own: OwnCgroup = cgroup::enter_own()?;
     let mut ends = Ends::new()?;
     let (shutdown, tasks) = (Shutdown::default(), TaskGroup::default());
 
+    // From here on probes are answered, at first with what is pending.
+    let readiness = Readiness::default();
+    let starting = readiness.pending("proxy");
+    let first_state = readiness.pending("state manager");
+    let probed = readiness.clone();
+    let answer = move |request: &_| probed.answer(request);
+    probes.serve(answer, shutdown.clone(), &tasks);
+    tasks.spawn(readiness.clone().tell(shutdown.clone()));
+
     let (mesh, reader) = mesh_channel();
-    let (synced, _) = watch::channel(false);
     let discovery = DiscoveryConfig {
         endpoint: config.xds,
         node: config.node.description,
         subscription: config.subscription,
     };
-    tasks.spawn(discovery::run(discovery, mesh, synced, shutdown.clone()));
+    tasks.spawn(discovery::run(
+        discovery,
+        mesh,
+        first_state,
+        shutdown.clone(),
+    ));
 
     let ca = CaConfig {
         endpoint: config.ca,
@@ -114,10 +131,12 @@ async fn run(config: Config) -> Result<(), StartError> {
         config.drain_deadline,
         config.liveness,
         tasks.clone(),
+        &readiness,
     )
     .await?;
     let (stop, mut stopped) = mpsc::channel(1);
     api.serve(enroller.clone(), stop, shutdown.clone(), &tasks);
+    drop(starting);
     info!(node = %context.node_name, workers = config.worker_threads, "daemon started");
 
     tokio::select! {

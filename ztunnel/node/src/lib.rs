@@ -4,13 +4,14 @@
 //! 0  task           task groups, shutdown, backoff, sockets in a pod's namespace
 //! 1  telemetry      the one record per connection
 //! 2  state   tls    snapshot publication (one writer) · rustls contexts, SPIFFE verifier, credentials
-//! 3  relay   control_plane    joining two streams · authenticated gRPC channel
+//! 3  admin   relay   control_plane    HTTP endpoints, readiness · joining two streams · authenticated gRPC channel
 //! 4  tunnel  capture    HBONE client, pool, server · eBPF load, attach
 //! 5  identity  discovery  own_pod  outbound  inbound    own_pod: who a connection's pod is
 //! 6  pod            all sockets of one pod: bind in its namespace, start, drain, stop
 //! 7  enroll         pods table and its sources
 //! ```
 
+pub mod admin;
 pub mod capture;
 pub mod control_plane;
 pub mod discovery;

@@ -6,6 +6,7 @@
 pub mod bpffs;
 pub mod cgroup;
 pub mod interface;
+pub mod memory;
 mod netlink;
 pub mod netns;
 pub mod policy_routing;

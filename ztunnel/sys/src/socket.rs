@@ -207,20 +207,42 @@ pub fn canonical(addr: SocketAddr) -> SocketAddr {
 /// When the kernel refuses; for `Family::V6` also when the namespace has no IPv6.
 pub fn listen_any(family: Family, backlog: i32, liveness: Liveness) -> io::Result<OwnedFd> {
     let fd = tcp(family, liveness)?;
+    set_transparent(fd.as_fd(), family)?;
+    listen(&fd, family, 0, backlog)?;
+    Ok(fd)
+}
+
+/// Listens on `port` of every address of the calling thread's namespace, of both families where there are both.
+///
+/// # Errors
+/// When the port is taken, or the kernel refuses.
+pub fn listen_everywhere(port: u16, backlog: i32) -> io::Result<OwnedFd> {
+    let on = |family| -> io::Result<OwnedFd> {
+        let fd = tcp(family, Liveness::default())?;
+        // Connections of an earlier process that linger must not keep this one from listening.
+        setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+        listen(&fd, family, port, backlog)?;
+        Ok(fd)
+    };
+    match on(Family::V6) {
+        // A namespace without IPv6 has no such sockets, or no such address.
+        Err(err) if err.kind() != io::ErrorKind::AddrInUse => on(Family::V4),
+        listening => listening,
+    }
+}
+
+fn listen(fd: &OwnedFd, family: Family, port: u16, backlog: i32) -> io::Result<()> {
     let any = match family {
         Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         Family::V6 => {
-            setsockopt(&fd, sockopt::Ipv6V6Only, &false)?;
+            setsockopt(fd, sockopt::Ipv6V6Only, &false)?;
             IpAddr::V6(Ipv6Addr::UNSPECIFIED)
         }
     };
-    set_transparent(fd.as_fd(), family)?;
-    bind(
-        fd.as_raw_fd(),
-        &SockaddrStorage::from(SocketAddr::new(any, 0)),
-    )?;
-    nix::sys::socket::listen(&fd, nix::sys::socket::Backlog::new(backlog)?)?;
-    Ok(fd)
+    let on = SockaddrStorage::from(SocketAddr::new(any, port));
+    bind(fd.as_raw_fd(), &on)?;
+    nix::sys::socket::listen(fd, nix::sys::socket::Backlog::new(backlog)?)?;
+    Ok(())
 }
 
 /// The port that a TCP socket is bound to.

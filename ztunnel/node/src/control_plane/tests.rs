@@ -9,6 +9,8 @@ use super::test_server::Setup;
 use super::*;
 use crate::tls::test_ca::TestCa;
 
+mod half_open;
+
 fn endpoint(address: &str) -> Endpoint {
     Endpoint {
         address: address.parse().unwrap(),

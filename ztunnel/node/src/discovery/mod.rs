@@ -12,38 +12,38 @@
 //! On demand, the mesh is partial, and what its readers lack is asked for on the same stream; nobody is told anything
 //! but by the snapshot that has the answer. What is asked for while there is no stream is remembered for the next one.
 
-mod codec;
 pub mod convert;
 mod node;
+mod parts;
+mod responses;
 pub mod session;
 
 use std::pin::pin;
 use std::time::Duration;
 
-use http::uri::PathAndQuery;
-use tokio::sync::{mpsc, watch};
+use prost::Message as _;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::client::Grpc;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 use ztunnel_mesh::Mesh;
 use ztunnel_mesh::partial::Key;
 use ztunnel_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use ztunnel_sys::memory;
 
-use crate::control_plane::{ControlPlaneError, Endpoint, MAX_RESPONSE, explain};
+use crate::admin::Pending;
+use crate::control_plane::{ControlPlaneError, Endpoint, explain};
 use crate::state::MeshWriter;
 use crate::task::{Backoff, Shutdown};
 
-use codec::Bounded;
 pub use node::NodeDescription;
+use responses::Responses;
 pub use session::Subscription;
 use session::{AdsSession, Received, Resume};
 
-const METHOD: &str =
-    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 /// From the call to the first answer: connecting has its own, shorter deadline, and a control plane with much to
 /// send starts to answer when it has put it together.
 const OPEN_DEADLINE: Duration = Duration::from_secs(60);
@@ -57,6 +57,8 @@ const LASTING: Duration = Duration::from_secs(1);
 const OUTGOING: usize = 4;
 /// How often absences are looked through for old ones.
 const SWEEP: Duration = Duration::from_secs(1);
+/// A response of this size leaves a peak behind that is worth giving back.
+const LARGE: usize = 8 * 1024 * 1024;
 /// How many oddities of one response are logged.
 const LOGGED: usize = 20;
 
@@ -68,14 +70,9 @@ pub struct DiscoveryConfig {
     pub subscription: Subscription,
 }
 
-/// Follows the control plane until shutdown. `synced` becomes true once, when a response of each type that is
-/// subscribed to as a whole has been taken whole.
-pub async fn run(
-    cfg: DiscoveryConfig,
-    mesh: MeshWriter,
-    synced: watch::Sender<bool>,
-    shutdown: Shutdown,
-) {
+/// Follows the control plane until shutdown. `first_state` is done when a response of each type that is subscribed to
+/// as a whole has been taken whole, and stays so.
+pub async fn run(cfg: DiscoveryConfig, mesh: MeshWriter, first_state: Pending, shutdown: Shutdown) {
     let DiscoveryConfig {
         endpoint,
         node,
@@ -84,7 +81,7 @@ pub async fn run(
     let address = endpoint.address.to_string();
     let credentials = endpoint.credentials();
     let connect = || Ok((endpoint.channel()?, endpoint.metadata()?));
-    let discovery = Discovery::new(&node, subscription, mesh, synced);
+    let discovery = Discovery::new(&node, subscription, mesh, first_state);
     tokio::select! {
         () = shutdown.started() => {}
         () = discovery.follow(&address, &credentials, connect) => {}
@@ -112,7 +109,8 @@ struct Discovery {
     session: AdsSession,
     mesh: Mesh,
     writer: MeshWriter,
-    synced: watch::Sender<bool>,
+    /// Until it has come.
+    first_state: Option<Pending>,
 }
 
 impl Discovery {
@@ -120,7 +118,7 @@ impl Discovery {
         node: &NodeDescription,
         subscription: Subscription,
         writer: MeshWriter,
-        synced: watch::Sender<bool>,
+        first_state: Pending,
     ) -> Self {
         Self {
             session: AdsSession::new(node.to_proto(), subscription),
@@ -129,7 +127,7 @@ impl Discovery {
                 Subscription::OnDemand => Mesh::partial(),
             },
             writer,
-            synced,
+            first_state: Some(first_state),
         }
     }
 
@@ -153,9 +151,13 @@ impl Discovery {
             }
             resume = error.resume();
             let pause = backoff.delay();
+            let text = with_causes(&error);
+            if let Some(pending) = &self.first_state {
+                pending.because(format!("{address}: {text}"));
+            }
             warn!(
                 address,
-                error = with_causes(&error),
+                error = text,
                 check = error.is_about_credentials().then_some(credentials),
                 responses,
                 retry_in = ?pause,
@@ -210,13 +212,14 @@ impl Discovery {
                 }
             }
             let received = tokio::select! {
-                received = stream.message() => received,
+                received = stream.next() => received,
                 wanted = self.writer.wanted() => {
                     self.ask(wanted);
                     continue;
                 }
                 _ = sweep.tick() => {
                     self.forget();
+                    self.writer.reclaim();
                     continue;
                 }
             };
@@ -226,11 +229,15 @@ impl Discovery {
                 Err(status) => return StreamError::Broken(status),
             };
             *responses += 1;
+            let large = response.encoded_len() >= LARGE;
             let answer = self.apply(response);
+            if large {
+                memory::give_back();
+            }
             if let Some(error) = send(&requests, answer).await {
                 return error;
             }
-            if self.session.is_synced() && !self.synced.send_replace(true) {
+            if self.session.is_synced() && self.first_state.take().is_some() {
                 let (workloads, services, policies) = self.mesh.counts();
                 info!(
                     workloads,
@@ -245,34 +252,19 @@ impl Discovery {
         channel: Channel,
         metadata: MetadataMap,
         resume: Resume,
-    ) -> Result<
-        (
-            mpsc::Sender<DeltaDiscoveryRequest>,
-            Streaming<DeltaDiscoveryResponse>,
-        ),
-        StreamError,
-    > {
+    ) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Responses), StreamError> {
         let (requests, outgoing) = mpsc::channel(OUTGOING);
         for request in self.session.open(resume) {
             // Cannot fail: there is room for both, and we hold the other end.
             requests.try_send(request).map_err(|_| StreamError::Ended)?;
         }
-        let mut call = Request::new(ReceiverStream::new(outgoing));
-        *call.metadata_mut() = metadata;
-        let mut client = Grpc::new(channel).max_decoding_message_size(MAX_RESPONSE);
-        let response = timeout(OPEN_DEADLINE, async {
-            let ready = client.ready().await;
-            ready.map_err(|err| Status::from_error(Box::new(err)))?;
-            // The generated client would not let us choose how responses are decoded.
-            let path = PathAndQuery::from_static(METHOD);
-            client.streaming(call, path, Bounded).await
-        });
-        let response = self
-            .collecting(response)
+        let opening = Responses::open(channel, metadata, ReceiverStream::new(outgoing));
+        let responses = self
+            .collecting(timeout(OPEN_DEADLINE, opening))
             .await
             .map_err(|_| StreamError::OpenTimeout)?
             .map_err(StreamError::Open)?;
-        Ok((requests, response.into_inner()))
+        Ok((requests, responses))
     }
 
     /// Applies a response, publishes the result and says what to answer.
@@ -293,6 +285,12 @@ impl Discovery {
             answered = answered.len(),
             "discovery response"
         );
+        if let (Some(pending), Some((resource, error))) = (&self.first_state, rejected.first()) {
+            let count = rejected.len();
+            pending.because(format!(
+                "{count} resources rejected, such as {resource}: {error}"
+            ));
+        }
         for (resource, error) in rejected.iter().take(LOGGED) {
             warn!(type_url, resource, %error, "resource rejected");
         }

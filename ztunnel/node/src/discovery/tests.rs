@@ -8,9 +8,9 @@ use prost::Message as _;
 use prost_types::Any;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tonic::Response;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint as TonicEndpoint, Server};
+use tonic::{Request, Response, Streaming};
 use ztunnel_proto::envoy::service::discovery::v3::Resource;
 use ztunnel_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
@@ -19,6 +19,7 @@ use ztunnel_proto::istio::workload as wire;
 use ztunnel_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 
 use super::*;
+use crate::admin::Readiness;
 use crate::state::{MeshReader, mesh_channel};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -160,7 +161,7 @@ impl Conversation {
 
 struct Client {
     mesh: MeshReader,
-    synced: watch::Receiver<bool>,
+    readiness: Readiness,
     task: JoinHandle<()>,
 }
 
@@ -177,9 +178,10 @@ impl Client {
     fn subscribe(subscription: Subscription, failures: usize, address: SocketAddr) -> Self {
         let attempts = AtomicUsize::new(0);
         let (writer, mesh) = mesh_channel();
-        let (sender, synced) = watch::channel(false);
+        let readiness = Readiness::default();
         let node = NodeDescription::default();
-        let discovery = Discovery::new(&node, subscription, writer, sender);
+        let first_state = readiness.pending("state manager");
+        let discovery = Discovery::new(&node, subscription, writer, first_state);
         let connect = move || {
             if attempts.fetch_add(1, Ordering::Relaxed) < failures {
                 let origin = "a test".into();
@@ -191,7 +193,11 @@ impl Client {
             Ok((endpoint.connect_lazy(), metadata))
         };
         let task = tokio::spawn(async move { discovery.follow("test", "", connect).await });
-        Self { mesh, synced, task }
+        Self {
+            mesh,
+            readiness,
+            task,
+        }
     }
 
     async fn sees(&self, uid: &str) -> bool {
@@ -215,7 +221,7 @@ impl Drop for ControlPlane {
 #[tokio::test]
 async fn responses_are_applied_then_acked_and_survive_a_reconnect() {
     let mut control_plane = ControlPlane::start().await;
-    let mut client = Client::start(control_plane.address);
+    let client = Client::start(control_plane.address);
     let mut stream = control_plane.conversation().await;
     assert_eq!(stream.token, "Bearer x");
     assert_eq!(stream.request().await.type_url, ADDRESS_TYPE);
@@ -225,13 +231,12 @@ async fn responses_are_applied_then_acked_and_survive_a_reconnect() {
     assert_eq!(stream.request().await.response_nonce, "1");
     // Without policies the addresses are not acted on.
     assert!(client.mesh.load().workload("a").is_none());
-    assert!(!*client.synced.borrow());
+    assert_eq!(client.readiness.names(), ["state manager"]);
 
     stream.answer(AUTHORIZATION_TYPE, "2", &[], &[]).await;
     assert_eq!(stream.request().await.response_nonce, "2");
     assert!(client.mesh.load().workload("a").is_some());
-    let synced = timeout(PATIENCE, client.synced.wait_for(|synced| *synced));
-    synced.await.unwrap().unwrap();
+    timeout(PATIENCE, client.readiness.ready()).await.unwrap();
 
     let bad = ["c", "broken"];
     stream.answer(ADDRESS_TYPE, "3", &bad, &["b"]).await;
@@ -249,7 +254,7 @@ async fn responses_are_applied_then_acked_and_survive_a_reconnect() {
     held.sort_unstable();
     assert_eq!(held, ["a", "c"]);
     assert!(client.mesh.load().workload("a").is_some());
-    assert!(*client.synced.borrow());
+    assert_eq!(client.readiness.names(), [""; 0]);
 }
 
 #[tokio::test]
@@ -280,7 +285,7 @@ async fn a_response_of_too_many_parts_is_not_even_decoded() {
     stream.answer(AUTHORIZATION_TYPE, "1", &[], &[]).await;
     stream.answer(ADDRESS_TYPE, "2", &["a"], &[]).await;
     assert!(client.sees("a").await);
-    let removed = [vec![""; codec::MAX_PARTS], vec!["a"]].concat();
+    let removed = [vec![""; parts::MAX_PARTS], vec!["a"]].concat();
     stream.answer(ADDRESS_TYPE, "3", &[], &removed).await;
 
     stream = control_plane.conversation().await;
@@ -342,11 +347,10 @@ fn address(ip: [u8; 4]) -> Key {
 #[tokio::test]
 async fn what_readers_lack_is_asked_for_and_they_are_told() {
     let mut control_plane = ControlPlane::start().await;
-    let mut client = Client::subscribe(Subscription::OnDemand, 0, control_plane.address);
+    let client = Client::subscribe(Subscription::OnDemand, 0, control_plane.address);
     let mut stream = control_plane.conversation().await;
     stream.answer(AUTHORIZATION_TYPE, "1", &[], &[]).await;
-    let synced = timeout(PATIENCE, client.synced.wait_for(|synced| *synced));
-    synced.await.unwrap().unwrap();
+    timeout(PATIENCE, client.readiness.ready()).await.unwrap();
     assert_eq!(stream.request().await.resource_names_subscribe, ["*"]);
     assert_eq!(stream.request().await.type_url, AUTHORIZATION_TYPE);
 

@@ -115,17 +115,27 @@ impl Records {
                 }
                 _ => continue,
             }
-            let record = fs::read(&path).and_then(|bytes| {
-                serde_json::from_slice::<Record>(&bytes).map_err(io::Error::from)
-            });
-            match record {
-                Ok(record) if is_valid_uid(&record.uid) => records.push(record),
-                Ok(_) => unreadable.push((path, io::ErrorKind::InvalidData.into())),
+            match read(&path) {
+                Ok(record) => records.push(record),
                 Err(err) => unreadable.push((path, err)),
             }
         }
         Ok((records, unreadable))
     }
+}
+
+fn read(path: &Path) -> io::Result<Record> {
+    let record: Record = serde_json::from_slice(&fs::read(path)?)?;
+    if is_valid_uid(&record.uid) {
+        Ok(record)
+    } else {
+        Err(io::ErrorKind::InvalidData.into())
+    }
+}
+
+/// Whether there still is a file at `path` that should be a record and cannot be read.
+pub(super) fn is_unreadable(path: &Path) -> bool {
+    read(path).is_err_and(|err| err.kind() != io::ErrorKind::NotFound)
 }
 
 #[cfg(test)]
@@ -168,8 +178,18 @@ mod tests {
         fs::write(directory.join("two.json"), "{").unwrap();
         fs::write(directory.join("three.new"), "{").unwrap();
         let (found, unreadable) = records.all().unwrap();
-        assert_eq!(found, [record]);
+        assert_eq!(found, std::slice::from_ref(&record));
         assert_eq!(unreadable.len(), 1);
+        let damaged = directory.join("two.json");
+        assert!(is_unreadable(&damaged));
+        records
+            .put(&Record {
+                uid: "two".into(),
+                ..record
+            })
+            .unwrap();
+        assert!(!is_unreadable(&damaged));
+        assert!(!is_unreadable(&directory.join("none.json")));
         assert!(!directory.join("three.new").exists());
         fs::remove_dir_all(directory).unwrap();
     }

@@ -16,11 +16,15 @@ use ztunnel_sys::socket::Liveness;
 
 use super::EnrollError;
 use super::kernel::{Captured, Kernel};
-use super::record::{Phase, Record, Records, is_valid_uid};
+use super::record::{Phase, Record, Records, is_unreadable, is_valid_uid};
+use crate::admin::{Pending, Readiness};
 use crate::capture::{NodeCapture, PodCapture};
 use crate::pod::{PodStart, Workers};
 use crate::task::{PodNet, TaskGroup};
 use crate::telemetry::chain;
+
+/// The name that readiness has for it, after that of the part that does it in Istio's.
+const TASK: &str = "workload proxy manager";
 
 /// A pod to enroll.
 #[derive(Clone, Debug)]
@@ -59,6 +63,8 @@ struct Pod {
     record: Record,
     addresses: Vec<IpAddr>,
     hold: Hold,
+    /// Why the last repair of its capture failed.
+    unrepaired: Option<String>,
 }
 
 impl Pod {
@@ -69,6 +75,17 @@ impl Pod {
             hold: Hold::Lost {
                 problem: chain(why),
             },
+            unrepaired: None,
+        }
+    }
+
+    /// Why it is not served although it should be: its connections are refused.
+    fn unserved(&self) -> Option<&str> {
+        match &self.hold {
+            Hold::Live { .. } => self.unrepaired.as_deref(),
+            Hold::Lost { problem } if self.record.phase == Phase::Captured => Some(problem),
+            // What is left to do there is to clean up.
+            Hold::Lost { .. } | Hold::Leaving(_) => None,
         }
     }
 }
@@ -93,7 +110,34 @@ pub struct Enroller(Arc<Inner>);
 #[derive(Default)]
 struct Table {
     pods: BTreeMap<PodUid, Pod>,
+    /// Records of pods that are captured, and nobody knows which.
+    unreadable: Vec<PathBuf>,
     closed: bool,
+    /// As long as there is a pod that should be served and is not.
+    unserved: Option<Pending>,
+}
+
+impl Table {
+    /// Lets readiness know whether every pod is served that should be.
+    fn tell(&mut self, readiness: &Readiness) {
+        self.unreadable.retain(|path| is_unreadable(path));
+        let pods = self.pods.iter();
+        let unserved =
+            pods.filter_map(|(uid, pod)| Some(format!("pod {uid}: {}", pod.unserved()?)));
+        let unreadable = self.unreadable.iter();
+        let unreadable = unreadable.map(|path| format!("{} is unreadable", path.display()));
+        let mut problems = unserved.chain(unreadable);
+        let Some(first) = problems.next() else {
+            self.unserved = None;
+            return;
+        };
+        let told = match problems.count() {
+            0 => first,
+            more => format!("{first}; and {more} more"),
+        };
+        let pending = self.unserved.get_or_insert_with(|| readiness.pending(TASK));
+        pending.because(told);
+    }
 }
 
 struct Inner {
@@ -107,10 +151,12 @@ struct Inner {
     drain: Duration,
     liveness: Liveness,
     tasks: TaskGroup,
+    readiness: Readiness,
 }
 
 impl Enroller {
-    /// The table, with the pods that an earlier daemon left taken over.
+    /// The table, with the pods that an earlier daemon left taken over. Pending in `readiness` while one is not, or
+    /// later a pod's capture cannot be repaired.
     ///
     /// # Errors
     /// When the directory of records cannot be used or the node's own namespace cannot be opened.
@@ -121,7 +167,9 @@ impl Enroller {
         drain: Duration,
         liveness: Liveness,
         tasks: TaskGroup,
+        readiness: &Readiness,
     ) -> Result<Self, EnrollError> {
+        let _taking_over = readiness.pending(TASK);
         let records = Records::open(records).map_err(EnrollError::Record)?;
         let host = NetNs::current().map_err(|source| EnrollError::Netns {
             path: "/proc/thread-self/ns/net".into(),
@@ -137,8 +185,10 @@ impl Enroller {
             drain,
             liveness,
             tasks,
+            readiness: readiness.clone(),
         }));
         enroller.take_over().await?;
+        enroller.tell().await;
         Ok(enroller)
     }
 
@@ -148,8 +198,12 @@ impl Enroller {
     /// When the pod cannot be captured as a whole; then nothing about it has changed.
     pub async fn enroll(&self, request: EnrollRequest) -> Result<bool, EnrollError> {
         let this = self.clone();
-        self.finish(async move { this.enroll_now(request).await })
-            .await
+        self.finish(async move {
+            let enrolled = this.enroll_now(request).await;
+            this.tell().await;
+            enrolled
+        })
+        .await
     }
 
     /// Stops capturing the pod's traffic, waits for its connections up to the drain time, removes every trace.
@@ -159,8 +213,12 @@ impl Enroller {
     /// When something cannot be removed.
     pub async fn unenroll(&self, uid: PodUid) -> Result<bool, EnrollError> {
         let this = self.clone();
-        self.finish(async move { this.unenroll_now(uid).await })
-            .await
+        self.finish(async move {
+            let unenrolled = this.unenroll_now(uid).await;
+            this.tell().await;
+            unenrolled
+        })
+        .await
     }
 
     /// Every pod, as the kernel has it now.
@@ -209,6 +267,10 @@ impl Enroller {
         }
     }
 
+    async fn tell(&self) {
+        self.0.table.lock().await.tell(&self.0.readiness);
+    }
+
     /// Runs `request` to its end even when the caller goes away.
     async fn finish<T: Send + 'static>(
         &self,
@@ -254,7 +316,7 @@ impl Enroller {
                 uid: other.record.uid.clone(),
             });
         }
-        if let Some(pod) = pods.get(&request.uid) {
+        if let Some(pod) = pods.get_mut(&request.uid) {
             let same = pod.record.cookie == netns.cookie() && pod.record.pod() == request.pod;
             match &pod.hold {
                 Hold::Leaving(_) => {
@@ -263,7 +325,9 @@ impl Enroller {
                     });
                 }
                 Hold::Live { netns, capture } if same => {
-                    return self.0.kernel.repair(netns, capture, &pod.record);
+                    let repaired = self.0.kernel.repair(netns, capture, &pod.record);
+                    pod.unrepaired = repaired.as_ref().err().map(|err| chain(err));
+                    return repaired;
                 }
                 // Still refused since it could not be taken over. As then, and not from the start: that would open
                 // it for a moment.
@@ -340,6 +404,7 @@ impl Enroller {
                 record,
                 addresses,
                 hold,
+                unrepaired: None,
             },
         );
         Ok(())
@@ -367,6 +432,7 @@ impl Enroller {
                 record: pod.record.clone(),
                 addresses: Vec::new(),
                 hold,
+                unrepaired: None,
             }
         };
         let record = pod.record.clone();
@@ -403,10 +469,12 @@ impl Enroller {
     /// Takes over what an earlier daemon captured, and undoes what it had begun.
     async fn take_over(&self) -> Result<(), EnrollError> {
         let (records, unreadable) = self.0.kernel.records().all().map_err(EnrollError::Record)?;
+        let mut table = self.0.table.lock().await;
         for (path, err) in unreadable {
             error!(path = %path.display(), error = %err, "record of an enrolled pod is unreadable; its pod stays refused");
+            table.unreadable.push(path);
         }
-        let pods = &mut self.0.table.lock().await.pods;
+        let pods = &mut table.pods;
         for record in records {
             let uid = record.uid();
             let netns = reopen(&record);

@@ -11,7 +11,8 @@ use tracing::{debug, info, warn};
 use ztunnel_mesh::name::Identity;
 
 use super::csr::Request;
-use super::schedule::renew_in;
+use super::schedule::{renew_in, retry_in};
+use super::turn::Turn;
 use super::{FetchError, IdentityError, Shared, UNHELD_FOR};
 use crate::task::Backoff;
 use crate::tls::{ChainError, Credential};
@@ -74,25 +75,26 @@ pub(super) async fn keep(
                     install(&publish, credential)
                 }
                 Err(error) => {
-                    let retry_in = backoff.delay();
-                    postpone(&publish, &identity, error, retry_in)
+                    let delay = backoff.delay();
+                    postpone(&publish, &identity, error, delay)
                 }
             };
-            if !still_needed(&shared, &identity, &forget, Instant::now() + again_in).await {
+            if !still_needed(&shared, &identity, &forget, Due::after(again_in)).await {
                 return debug!(%identity, "identity forgotten, nobody holds it");
             }
         }
     };
     tokio::select! {
-        () = keeping => {}
+        // What is forgotten while it waits for its turn must not use it.
+        biased;
         () = forget.cancelled() => debug!(%identity, "identity forgotten"),
         () = shared.shutdown.started() => {}
+        () = keeping => {}
     }
 }
 
 async fn fetch(shared: &Shared, identity: &Identity) -> Result<Credential, FetchError> {
-    // Never closed, so there always is a permit in the end.
-    let _permit = shared.in_flight.acquire().await;
+    let _turn = Turn::come(shared, identity).await;
     let Request { csr, key } = Request::new(identity).map_err(FetchError::Request)?;
     let chain = shared.ca.sign(identity, csr).await?;
     let credential =
@@ -122,15 +124,15 @@ fn postpone(
     publish: &watch::Sender<Latest>,
     identity: &Identity,
     error: FetchError,
-    retry_in: Duration,
+    delay: Duration,
 ) -> Duration {
     let now = SystemTime::now();
-    // The old one is good until it expires; a retry must not come later than that.
     let serving = publish.borrow().credential(now);
-    let left = serving
-        .as_ref()
-        .and_then(|credential| credential.not_after().duration_since(now).ok());
-    let retry_in = left.map_or(retry_in, |left| retry_in.min(left).max(FIRST_RETRY));
+    let retry_in = retry_in(
+        now,
+        delay,
+        serving.as_ref().map(|credential| credential.not_after()),
+    );
     warn!(
         %identity,
         error = &error as &(dyn std::error::Error + 'static),
@@ -145,20 +147,41 @@ fn postpone(
     retry_in
 }
 
+/// When the next request is due: by both clocks, since the one that certificates go by may be set. A node that
+/// starts in the wrong year would otherwise sleep through the end of all its certificates.
+struct Due {
+    monotonic: Instant,
+    wall: SystemTime,
+}
+
+impl Due {
+    fn after(delay: Duration) -> Self {
+        Self {
+            monotonic: Instant::now() + delay,
+            wall: SystemTime::now() + delay,
+        }
+    }
+
+    fn left(&self) -> Duration {
+        let wall = self.wall.duration_since(SystemTime::now());
+        let monotonic = self.monotonic.saturating_duration_since(Instant::now());
+        monotonic.min(wall.unwrap_or_default())
+    }
+}
+
 /// Waits until `due`. Looks from time to time whether anybody still needs the identity; false when not.
 async fn still_needed(
     shared: &Shared,
     identity: &Identity,
     forget: &CancellationToken,
-    due: Instant,
+    due: Due,
 ) -> bool {
     loop {
-        let look = Instant::now() + UNHELD_FOR;
-        tokio::time::sleep_until(due.min(look)).await;
+        tokio::time::sleep(due.left().min(UNHELD_FOR)).await;
         if shared.forget_unheld(identity, forget) {
             return false;
         }
-        if due <= Instant::now() {
+        if due.left().is_zero() {
             return true;
         }
     }

@@ -1,23 +1,30 @@
 //! Certificates of the pods' identities: asked for once, shared by everybody, renewed in time.
 //!
 //! Invariants: at most one request in flight per identity, by a task of that identity's own, and at most eight in
-//! all. Whoever waits, waits a bounded time. A renewal that fails leaves the present certificate in use until it
-//! expires. Tasks run on the control runtime, whichever worker thread asks.
+//! all, in the order that `queue` decides. Whoever waits, waits a bounded time. A renewal that fails leaves the
+//! present certificate in use until it expires. Tasks run on the control runtime, whichever worker thread asks.
+//!
+//! A connection never makes the CA's work harder: it waits for the next try when that comes in time, and otherwise
+//! gets the last failure at once. The first tries come quickly, since the CA knows a fresh pod a moment after us.
 //!
 //! An identity is kept as long as somebody holds it. Without a holder it is forgotten one to two minutes after it
-//! was last asked for; and when [`MAX_UNHELD`] identities are known, only a hold begins another one.
+//! was last asked for; and when [`MAX_UNHELD`] identities are known, only a hold begins another one. A request for
+//! what is forgotten is given up, and its answer with it. So there are as many tasks, and places in the queue, as
+//! there are identities of enrolled pods, or [`MAX_UNHELD`].
 
 mod ca;
 mod csr;
 mod keep;
+mod queue;
 mod schedule;
+mod turn;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use ztunnel_mesh::name::Identity;
@@ -29,6 +36,7 @@ use crate::tls::{self, ChainError, Credential};
 
 use ca::{CertificateAuthority, Sign};
 use keep::{Latest, keep};
+use queue::{Queue, Ticket};
 
 /// How long a connection waits for its pod's first certificate.
 pub const WAIT: Duration = Duration::from_secs(5);
@@ -36,7 +44,6 @@ pub const WAIT: Duration = Duration::from_secs(5);
 pub const MAX_UNHELD: usize = 1024;
 /// How long an identity that nobody holds stays at least after it was last asked for.
 const UNHELD_FOR: Duration = Duration::from_secs(60);
-const MAX_IN_FLIGHT: usize = 8;
 
 /// Where certificates come from.
 #[derive(Clone, Debug)]
@@ -127,20 +134,31 @@ pub struct Identities {
 struct Shared {
     ca: Arc<dyn Sign>,
     tls: tls::Options,
-    in_flight: Semaphore,
     tasks: TaskGroup,
     shutdown: Shutdown,
     runtime: Handle,
     /// Held for moments, never across an await.
-    known: Mutex<HashMap<Identity, Known>>,
+    table: Mutex<Table>,
+}
+
+/// The identities, and their requests to the CA: what waits for a certificate decides which request is next.
+#[derive(Debug, Default)]
+struct Table {
+    known: HashMap<Identity, Known>,
+    queue: Queue,
+    /// Whom to tell that its turn has come.
+    turns: HashMap<Ticket, oneshot::Sender<()>>,
 }
 
 #[derive(Debug)]
 struct Known {
     holds: usize,
+    /// Connections that wait for a certificate.
     waiting: usize,
     asked: Instant,
     latest: watch::Receiver<Latest>,
+    /// Of the last request, which may be done.
+    ticket: Option<Ticket>,
     /// Ends the task that keeps it.
     forget: CancellationToken,
 }
@@ -167,11 +185,10 @@ impl Identities {
             shared: Arc::new(Shared {
                 ca,
                 tls,
-                in_flight: Semaphore::new(MAX_IN_FLIGHT),
                 tasks,
                 shutdown,
                 runtime: Handle::current(),
-                known: Mutex::default(),
+                table: Mutex::default(),
             }),
         }
     }
@@ -181,33 +198,28 @@ impl Identities {
     /// # Errors
     /// When there is none after [`WAIT`], or none can come before that.
     pub async fn credential(&self, identity: &Identity) -> Result<Arc<Credential>, IdentityError> {
-        let (mut latest, _waiting) = {
-            let mut known = self.shared.known();
-            if !known.contains_key(identity) && known.len() >= MAX_UNHELD {
+        let waiting = {
+            let mut table = self.shared.table();
+            if !table.known.contains_key(identity) && table.known.len() >= MAX_UNHELD {
                 return Err(IdentityError::TooMany {
                     identity: identity.clone(),
                 });
             }
-            let entry = self.shared.entry(&mut known, identity);
+            let entry = self.shared.entry(&mut table, identity);
             entry.asked = Instant::now();
             if let Some(credential) = entry.latest.borrow().credential(SystemTime::now()) {
                 return Ok(credential);
             }
-            entry.waiting += 1;
-            let waiting = Waiting {
-                shared: &self.shared,
-                identity,
-            };
-            (entry.latest.clone(), waiting)
+            Waiting::begin(&self.shared, &mut table, identity)
         };
-        wait(&mut latest, identity).await
+        waiting.end().await
     }
 
     /// Keeps the certificate of `identity` at hand for as long as the result lives. Starts to fetch it.
     #[must_use]
     pub fn hold(&self, identity: Identity) -> IdentityHold {
-        let mut known = self.shared.known();
-        let entry = self.shared.entry(&mut known, &identity);
+        let mut table = self.shared.table();
+        let entry = self.shared.entry(&mut table, &identity);
         entry.holds += 1;
         IdentityHold {
             latest: entry.latest.clone(),
@@ -232,7 +244,7 @@ impl IdentityHold {
         &self.identity
     }
 
-    /// As [`Identities::credential`], without the look-up.
+    /// As [`Identities::credential`], without a lock when it is there.
     ///
     /// # Errors
     /// When there is none after [`WAIT`], or none can come before that.
@@ -240,51 +252,86 @@ impl IdentityHold {
         if let Some(credential) = self.latest.borrow().credential(SystemTime::now()) {
             return Ok(credential);
         }
-        wait(&mut self.latest.clone(), &self.identity).await
+        let waiting = {
+            let mut table = self.shared.table();
+            Waiting::begin(&self.shared, &mut table, &self.identity)
+        };
+        waiting.end().await
     }
 }
 
 impl Drop for IdentityHold {
     fn drop(&mut self) {
-        let mut known = self.shared.known();
-        let Some(entry) = known.get_mut(&self.identity) else {
+        let mut table = self.shared.table();
+        let Some(entry) = table.known.get_mut(&self.identity) else {
             return;
         };
         entry.holds -= 1;
         if entry.holds == 0 && entry.waiting == 0 {
             entry.forget.cancel();
-            known.remove(&self.identity);
+            table.known.remove(&self.identity);
         }
     }
 }
 
-/// Somebody waits for the first certificate.
+/// A connection waits for a certificate.
 struct Waiting<'a> {
     shared: &'a Shared,
     identity: &'a Identity,
+    latest: watch::Receiver<Latest>,
+}
+
+impl<'a> Waiting<'a> {
+    fn begin(shared: &'a Arc<Shared>, table: &mut Table, identity: &'a Identity) -> Self {
+        let entry = shared.entry(table, identity);
+        entry.waiting += 1;
+        let latest = entry.latest.clone();
+        table.tell(identity);
+        Self {
+            shared,
+            identity,
+            latest,
+        }
+    }
+
+    async fn end(mut self) -> Result<Arc<Credential>, IdentityError> {
+        let identity = self.identity;
+        let until = Instant::now() + WAIT;
+        let decided = self.latest.wait_for(|latest| {
+            latest.credential(SystemTime::now()).is_some() || latest.hopeless_before(until)
+        });
+        let credential = match tokio::time::timeout_at(until, decided).await {
+            Ok(Ok(latest)) => latest.credential(SystemTime::now()),
+            Ok(Err(_)) => {
+                return Err(IdentityError::Stopped {
+                    identity: identity.clone(),
+                });
+            }
+            Err(_) => None,
+        };
+        credential.ok_or_else(|| self.latest.borrow().error(identity))
+    }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if let Some(entry) = self.shared.known().get_mut(self.identity) {
+        let mut table = self.shared.table();
+        if let Some(entry) = table.known.get_mut(self.identity) {
             entry.waiting -= 1;
+            table.tell(self.identity);
         }
     }
 }
 
 impl Shared {
-    fn known(&self) -> MutexGuard<'_, HashMap<Identity, Known>> {
-        // Nothing that is done under the lock can leave the map half changed.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Nothing that is done under the lock can leave the table half changed.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The entry of `identity`, and with a new one the task that keeps it.
-    fn entry<'a>(
-        self: &Arc<Self>,
-        known: &'a mut HashMap<Identity, Known>,
-        identity: &Identity,
-    ) -> &'a mut Known {
-        known.entry(identity.clone()).or_insert_with(|| {
+    fn entry<'a>(self: &Arc<Self>, table: &'a mut Table, identity: &Identity) -> &'a mut Known {
+        table.known.entry(identity.clone()).or_insert_with(|| {
             let (publish, latest) = watch::channel(Latest::default());
             let forget = CancellationToken::new();
             self.tasks.spawn_on(
@@ -296,6 +343,7 @@ impl Shared {
                 waiting: 0,
                 asked: Instant::now(),
                 latest,
+                ticket: None,
                 forget,
             }
         })
@@ -303,35 +351,15 @@ impl Shared {
 
     /// Forgets `identity` when nobody needs it any more. Says whether it did.
     fn forget_unheld(&self, identity: &Identity, forget: &CancellationToken) -> bool {
-        let mut known = self.known();
-        let unneeded = known.get(identity).is_some_and(|entry| {
+        let mut table = self.table();
+        let unneeded = table.known.get(identity).is_some_and(|entry| {
             entry.holds == 0 && entry.waiting == 0 && entry.asked.elapsed() >= UNHELD_FOR
         });
         if unneeded && !forget.is_cancelled() {
-            known.remove(identity);
+            table.known.remove(identity);
         }
         unneeded
     }
-}
-
-async fn wait(
-    latest: &mut watch::Receiver<Latest>,
-    identity: &Identity,
-) -> Result<Arc<Credential>, IdentityError> {
-    let until = Instant::now() + WAIT;
-    let decided = latest.wait_for(|latest| {
-        latest.credential(SystemTime::now()).is_some() || latest.hopeless_before(until)
-    });
-    let credential = match tokio::time::timeout_at(until, decided).await {
-        Ok(Ok(latest)) => latest.credential(SystemTime::now()),
-        Ok(Err(_)) => {
-            return Err(IdentityError::Stopped {
-                identity: identity.clone(),
-            });
-        }
-        Err(_) => None,
-    };
-    credential.ok_or_else(|| latest.borrow().error(identity))
 }
 
 #[cfg(test)]

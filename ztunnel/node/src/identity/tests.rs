@@ -1,5 +1,5 @@
-use std::collections::HashMap as Counts;
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
@@ -30,14 +30,17 @@ fn numbered(number: usize) -> Identity {
 struct Clockwork {
     ca: TestCa,
     takes: Duration,
-    asked: Mutex<Counts<Identity, usize>>,
+    /// Whom it was asked for, in this order.
+    asked: Mutex<Vec<Identity>>,
     in_flight: AtomicUsize,
     most_in_flight: AtomicUsize,
     /// How many of the next requests fail.
     failures: AtomicUsize,
-    /// How long certificates are valid, from an hour ago on.
-    validity: Duration,
-    wrong: bool,
+    /// From when to when certificates are valid.
+    valid: fn(SystemTime) -> Range<SystemTime>,
+    uri: fn(&Identity) -> String,
+    /// What becomes of the chain before it is answered.
+    spoil: fn(&mut Vec<String>),
 }
 
 impl Clockwork {
@@ -49,8 +52,9 @@ impl Clockwork {
             in_flight: AtomicUsize::new(0),
             most_in_flight: AtomicUsize::new(0),
             failures: AtomicUsize::new(0),
-            validity: 25 * HOUR,
-            wrong: false,
+            valid: |now| now - HOUR..now + 24 * HOUR,
+            uri: Identity::to_string,
+            spoil: |_| {},
         }
     }
 
@@ -66,16 +70,18 @@ impl Clockwork {
     }
 
     fn asked(&self, identity: &Identity) -> usize {
-        *self.asked.lock().unwrap().get(identity).unwrap_or(&0)
+        let asked = self.asked.lock().unwrap();
+        asked.iter().filter(|asked| *asked == identity).count()
+    }
+
+    /// The how manieth request of all was the first for `identity`.
+    fn place(&self, identity: &Identity) -> Option<usize> {
+        let asked = self.asked.lock().unwrap();
+        asked.iter().position(|asked| asked == identity)
     }
 
     async fn answer(&self, identity: &Identity, csr: String) -> Result<Vec<String>, FetchError> {
-        *self
-            .asked
-            .lock()
-            .unwrap()
-            .entry(identity.clone())
-            .or_default() += 1;
+        self.asked.lock().unwrap().push(identity.clone());
         let in_flight = self.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
         self.most_in_flight.fetch_max(in_flight, Ordering::SeqCst);
         tokio::time::sleep(self.takes).await;
@@ -91,15 +97,11 @@ impl Clockwork {
                 explanation: "request impersonation authentication failure".to_owned(),
             });
         }
-        let uri = if self.wrong {
-            "spiffe://cluster.local/ns/shop/sa/somebody-else".to_owned()
-        } else {
-            identity.to_string()
-        };
-        let mut leaf = Leaf::uris(&[&uri]);
-        let start = SystemTime::now() - HOUR;
-        leaf.valid = start..start + self.validity;
-        Ok(self.ca.sign(&csr, leaf))
+        let mut leaf = Leaf::uris(&[&(self.uri)(identity)]);
+        leaf.valid = (self.valid)(SystemTime::now());
+        let mut chain = self.ca.sign(&csr, leaf);
+        (self.spoil)(&mut chain);
+        Ok(chain)
     }
 }
 
@@ -186,7 +188,7 @@ async fn failed_renewal_leaves_the_old_certificate_in_use() {
 #[tokio::test(start_paused = true)]
 async fn short_certificate_is_not_renewed_in_a_loop() {
     let mut ca = Clockwork::new();
-    ca.validity = HOUR + Duration::from_secs(60); // Most of it is past.
+    ca.valid = |now| now - HOUR..now + Duration::from_secs(60);
     let (identities, ca, _) = ca.start();
     let _hold = identities.hold(web());
     tokio::time::sleep(Duration::from_secs(60)).await;
@@ -234,6 +236,16 @@ async fn connection_does_not_wait_when_the_next_try_is_far() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn slow_ca_is_waited_for() {
+    let mut ca = Clockwork::new();
+    ca.takes = WAIT - Duration::from_secs(1);
+    let (identities, ca, _) = ca.start();
+    let before = Instant::now();
+    identities.credential(&web()).await.unwrap();
+    assert_eq!(before.elapsed(), ca.takes);
+}
+
+#[tokio::test(start_paused = true)]
 async fn silent_ca_costs_a_connection_the_stated_time() {
     let mut ca = Clockwork::new();
     ca.takes = Duration::from_secs(3600);
@@ -247,31 +259,177 @@ async fn silent_ca_costs_a_connection_the_stated_time() {
     );
 }
 
-#[tokio::test(start_paused = true)]
-async fn certificate_for_somebody_else_is_not_used() {
+/// The answer of the CA is of no use, and the error says why.
+async fn check_unusable(what: impl Fn(&mut Clockwork), expected: &str) {
     let mut ca = Clockwork::new();
-    ca.wrong = true;
+    what(&mut ca);
     let (identities, _, _) = ca.start();
     let error = identities.credential(&web()).await.unwrap_err();
-    let IdentityError::Unavailable { source, .. } = error else {
+    let IdentityError::Unavailable { source, .. } = &error else {
         panic!("{error}");
     };
-    assert!(matches!(
-        &*source,
-        FetchError::Answer(ChainError::OtherIdentity { .. })
-    ));
+    assert_eq!(source.to_string(), "the CA's answer is unusable");
+    let why = crate::telemetry::chain(&**source);
+    assert!(why.contains(expected), "{why}");
+    assert_eq!(error.reason(), Reason::IdentityUnavailable);
 }
 
 #[tokio::test(start_paused = true)]
-async fn expired_certificate_is_not_used() {
+async fn answers_that_are_of_no_use_are_told_apart() {
+    check_unusable(
+        |ca| ca.uri = |_| "spiffe://cluster.local/ns/shop/sa/somebody-else".to_owned(),
+        "is for spiffe://cluster.local/ns/shop/sa/somebody-else instead of",
+    )
+    .await;
+    check_unusable(
+        |ca| ca.uri = |_| "https://example.com/".to_owned(),
+        "carries a name that is no identity",
+    )
+    .await;
+    check_unusable(|ca| ca.spoil = Vec::clear, "has 0 elements").await;
+    check_unusable(|ca| ca.spoil = |chain| chain.truncate(1), "has 1 elements").await;
+    check_unusable(
+        |ca| ca.spoil = |chain| chain[0] = "no certificate".to_owned(),
+        "element 0 of the certificate chain is no PEM certificate",
+    )
+    .await;
+    check_unusable(
+        |ca| ca.spoil = |chain| chain[1] = chain[1].repeat(257),
+        "more than 256 certificates",
+    )
+    .await;
+    check_unusable(
+        |ca| ca.spoil = |chain| chain[1].clear(),
+        "no usable root certificate",
+    )
+    .await;
+    check_unusable(
+        |ca| ca.valid = |now| now - HOUR..now - HOUR / 2,
+        "is already expired; compare the clocks",
+    )
+    .await;
+    check_unusable(
+        |ca| ca.valid = |now| now + HOUR..now - HOUR,
+        "is already expired; compare the clocks",
+    )
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn odd_answers_that_can_be_used_are() {
+    async fn check(odd: impl Fn(&mut Clockwork), requests_in_an_hour: Range<usize>) {
+        let mut ca = Clockwork::new();
+        odd(&mut ca);
+        let (identities, ca, _) = ca.start();
+        let hold = identities.hold(web());
+        hold.credential().await.unwrap();
+        tokio::time::sleep(HOUR).await;
+        let asked = ca.asked(&web());
+        assert!(requests_in_an_hour.contains(&asked), "{asked}");
+    }
+    check(
+        |ca| ca.spoil = |chain| chain[1] = chain[1].repeat(200),
+        1..2,
+    )
+    .await;
+    // Until the last second that a certificate can name.
+    let end = |now| now..SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+    check(move |ca| ca.valid = end, 1..2).await;
+    // Not valid yet, by this node's clock: the CA's may be the right one.
+    check(|ca| ca.valid = |now| now + HOUR..now + 24 * HOUR, 1..2).await;
+    // It ends before it begins: renewed at the end, which is in half an hour.
+    check(|ca| ca.valid = |now| now + HOUR..now + HOUR / 2, 2..4).await;
+    // Seconds are all there is: renewed every one of them, not more often.
+    check(
+        |ca| ca.valid = |now| now..now + Duration::from_secs(2),
+        2700..3700,
+    )
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_goes_before_those_that_only_prepare() {
+    let (identities, ca, _) = Clockwork::new().start();
+    let _holds: Vec<_> = (0..40).map(|n| identities.hold(numbered(n))).collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(ca.asked.lock().unwrap().len(), queue::MAX_IN_FLIGHT);
+    // One that waits in the queue already, and one that nobody knew of.
+    let (known, unknown) = (numbered(39), web());
+    let (one, two) = tokio::join!(
+        identities.credential(&known),
+        identities.credential(&unknown)
+    );
+    one.unwrap();
+    two.unwrap();
+    for id in [known, unknown] {
+        let place = ca.place(&id).unwrap();
+        assert!((8..10).contains(&place), "{id} was number {place}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_identity_that_no_connection_waits_for_any_more_goes_back() {
     let mut ca = Clockwork::new();
-    ca.validity = HOUR / 2;
-    let (identities, _, _) = ca.start();
-    let error = identities.credential(&web()).await.unwrap_err();
-    let IdentityError::Unavailable { source, .. } = error else {
-        panic!("{error}");
-    };
-    assert!(matches!(&*source, FetchError::Answer(ChainError::Expired)));
+    ca.takes = WAIT + Duration::from_secs(1);
+    let (identities, ca, _) = ca.start();
+    let holds: Vec<_> = (0..40).map(|n| identities.hold(numbered(n))).collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    // By its hold this time.
+    let error = holds[39].credential().await.unwrap_err();
+    assert!(matches!(error, IdentityError::Pending { .. }), "{error}");
+    tokio::time::sleep(10 * ca.takes).await;
+    assert_eq!(ca.place(&numbered(39)), Some(39));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_forgotten_leaves_the_queue() {
+    let (identities, ca, _) = Clockwork::new().start();
+    let holds: Vec<_> = (0..40).map(|n| identities.hold(numbered(n))).collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    drop(holds);
+    let hold = identities.hold(web());
+    hold.credential().await.unwrap();
+    assert_eq!(ca.asked.lock().unwrap().len(), queue::MAX_IN_FLIGHT + 1);
+    assert!(identities.shared.table().turns.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewals_of_what_began_together_are_spread() {
+    const PODS: usize = 100;
+    let (identities, ca, _) = Clockwork::new().start();
+    let holds: Vec<_> = (0..PODS).map(|n| identities.hold(numbered(n))).collect();
+    for hold in &holds {
+        hold.credential().await.unwrap();
+    }
+    let mut before = ca.asked.lock().unwrap().len();
+    assert_eq!(before, PODS);
+    for _ in 0..26 {
+        tokio::time::sleep(HOUR / 2).await;
+        let asked = ca.asked.lock().unwrap().len();
+        // They are renewed in the course of 2.3 hours: 22 in half an hour on average.
+        assert!(asked - before < PODS / 2, "{} at once", asked - before);
+        before = asked;
+    }
+    assert_eq!(before, 2 * PODS);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ca_that_is_away_is_asked_less_and_less() {
+    const PODS: usize = 100;
+    let ca = Clockwork::new();
+    ca.failures.store(usize::MAX, Ordering::SeqCst);
+    let (identities, ca, _) = ca.start();
+    let _holds: Vec<_> = (0..PODS).map(|n| identities.hold(numbered(n))).collect();
+    tokio::time::sleep(HOUR).await;
+    let before = ca.asked.lock().unwrap().len();
+    tokio::time::sleep(HOUR).await;
+    let hourly = ca.asked.lock().unwrap().len() - before;
+    // Every 150 s, give or take a fifth.
+    assert!((PODS * 20..PODS * 30).contains(&hourly), "{hourly}");
+    assert_eq!(
+        ca.most_in_flight.load(Ordering::SeqCst),
+        queue::MAX_IN_FLIGHT
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -280,10 +438,10 @@ async fn identity_is_forgotten_with_its_last_hold() {
     let (one, two) = (identities.hold(web()), identities.hold(web()));
     one.credential().await.unwrap();
     drop(one);
-    assert_eq!(identities.shared.known().len(), 1);
+    assert_eq!(identities.shared.table().known.len(), 1);
     two.credential().await.unwrap();
     drop(two);
-    assert!(identities.shared.known().is_empty());
+    assert!(identities.shared.table().known.is_empty());
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(identities.shared.tasks.is_empty());
     assert_eq!(ca.asked(&web()), 1);
@@ -321,7 +479,7 @@ async fn identity_that_nobody_holds_is_forgotten_after_a_while() {
     identities.credential(&web()).await.unwrap();
     assert_eq!(ca.asked(&web()), 1);
     tokio::time::sleep(2 * UNHELD_FOR + Duration::from_secs(1)).await;
-    assert!(identities.shared.known().is_empty());
+    assert!(identities.shared.table().known.is_empty());
     assert!(identities.shared.tasks.is_empty());
     identities.credential(&web()).await.unwrap();
     assert_eq!(ca.asked(&web()), 2);
@@ -337,9 +495,9 @@ async fn there_is_a_bound_on_identities_that_nobody_holds() {
     assert_eq!(error.reason(), Reason::Overloaded);
     // A pod is not turned away.
     let hold = identities.hold(web());
-    assert_eq!(identities.shared.known().len(), MAX_UNHELD + 1);
+    assert_eq!(identities.shared.table().known.len(), MAX_UNHELD + 1);
     drop((holds, hold));
-    assert!(identities.shared.known().is_empty());
+    assert!(identities.shared.table().known.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,14 +1,8 @@
-//! Reads responses off the stream, and refuses those that would fill memory.
+//! The fields of a response that is not decoded yet: where they end, and how many values they become.
 //!
 //! The limit on the length of a message is not enough: each part of a list is a value of its own once decoded, and
 //! two bytes on the wire, an empty resource, become 150 in memory. So the parts are counted before anything is
 //! decoded. What single resources contain is decoded later, one at a time, with a limit of its own (`convert`).
-
-use bytes::Buf as _;
-use tonic::Status;
-use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
-use tonic_prost::ProstCodec;
-use ztunnel_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
 /// Resources, their aliases and removed names of one response: ten times what the largest mesh has that this is made
 /// for.
@@ -20,49 +14,8 @@ const REMOVED_RESOURCES: u64 = 6;
 /// Field of a resource.
 const ALIASES: u64 = 4;
 
-type Prost = ProstCodec<DeltaDiscoveryRequest, DeltaDiscoveryResponse>;
-
-/// As the generated client does it, but for the limit.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bounded;
-
-pub(super) struct BoundedDecoder(<Prost as Codec>::Decoder);
-
-impl Codec for Bounded {
-    type Encode = DeltaDiscoveryRequest;
-    type Decode = DeltaDiscoveryResponse;
-    type Encoder = <Prost as Codec>::Encoder;
-    type Decoder = BoundedDecoder;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        Prost::raw_encoder(BufferSettings::default())
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        BoundedDecoder(Prost::raw_decoder(BufferSettings::default()))
-    }
-}
-
-impl Decoder for BoundedDecoder {
-    type Item = DeltaDiscoveryResponse;
-    type Error = Status;
-
-    fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
-        // A message is one piece: tonic collects it in one buffer.
-        if message.chunk().len() < message.remaining() {
-            return Err(Status::internal("a response came in pieces"));
-        }
-        let parts = parts(message.chunk());
-        if parts > MAX_PARTS {
-            let text = format!("the response has {parts} parts, more than {MAX_PARTS}");
-            return Err(Status::out_of_range(text));
-        }
-        self.0.decode(message)
-    }
-}
-
 /// Never less than there are once decoded.
-fn parts(response: &[u8]) -> usize {
+pub(super) fn parts(response: &[u8]) -> usize {
     let count = |(number, content): (u64, &[u8])| match number {
         RESOURCES => {
             1 + Fields(content)
@@ -75,47 +28,53 @@ fn parts(response: &[u8]) -> usize {
     Fields(response).map(count).sum()
 }
 
-/// Number and content of the fields of a message, those of groups among them. Ends where the message is malformed:
-/// there ends the decoding, too.
+/// How many of the first `bytes` are whole fields.
+pub(super) fn whole_fields(bytes: &[u8]) -> usize {
+    let mut fields = Fields(bytes);
+    while fields.next().is_some() {}
+    bytes.len() - fields.0.len()
+}
+
+/// Number and content of the fields of a message, those of groups among them. Ends before what is malformed or not
+/// all there: there ends the decoding, too.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Iterator for Fields<'a> {
     type Item = (u64, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let tag = self.varint()?;
+        let mut rest = self.0;
+        let tag = varint(&mut rest)?;
         let length = match tag & 7 {
             0 => {
-                self.varint()?;
+                varint(&mut rest)?;
                 0
             }
             1 => 8,
-            2 => usize::try_from(self.varint()?).ok()?,
+            2 => usize::try_from(varint(&mut rest)?).ok()?,
             5 => 4,
             // The begin and the end of a group.
             3 | 4 => 0,
             _ => return None,
         };
-        let (content, rest) = self.0.split_at_checked(length)?;
-        self.0 = rest;
+        let content;
+        (content, self.0) = rest.split_at_checked(length)?;
         Some((tag >> 3, content))
     }
 }
 
-impl Fields<'_> {
-    fn varint(&mut self) -> Option<u64> {
-        let mut value = 0;
-        for shift in (0..70).step_by(7) {
-            let (byte, rest) = self.0.split_first()?;
-            self.0 = rest;
-            // What does not fit is cut off, as prost does or refuses to.
-            value |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(0);
-            if byte & 0x80 == 0 {
-                return Some(value);
-            }
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..70).step_by(7) {
+        let (byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        // What does not fit is cut off, as prost does or refuses to.
+        value |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(0);
+        if byte & 0x80 == 0 {
+            return Some(value);
         }
-        None
     }
+    None
 }
 
 #[cfg(test)]
@@ -123,7 +82,7 @@ mod tests {
     use super::*;
     use prost::Message as _;
     use prost_types::Any;
-    use ztunnel_proto::envoy::service::discovery::v3::Resource;
+    use ztunnel_proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
 
     fn resource(name: &str, aliases: usize) -> Resource {
         Resource {

@@ -1,0 +1,274 @@
+//! A small HTTP/1.1 server, for probes and scrapes.
+//!
+//! Anybody who reaches the node may connect, so nobody can hold anything for long: a connection carries one request
+//! and has [`DEADLINE`] for it, the head of a request has a bound, its body is not read. When [`MAX_CONNECTIONS`]
+//! are open, the oldest makes room: those who connect and say nothing lose their places to those who ask.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::net::TcpListener as StdTcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+use ztunnel_sys::socket::listen_everywhere;
+
+use super::AdminError;
+use crate::task::{Backoff, Shutdown, TaskGroup};
+
+/// The head of a request; its body is not looked at.
+pub type Request = http::Request<()>;
+/// What is answered.
+pub type Response = http::Response<Bytes>;
+
+/// From the connect to the end of the answer.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Connections at a time.
+const MAX_CONNECTIONS: usize = 32;
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
+/// What a connection may buffer, and so the longest head of a request. The least that hyper accepts.
+const MAX_HEAD: usize = 8 * 1024;
+
+/// A port on which requests wait until they are served.
+#[derive(Debug)]
+pub struct HttpListener(TcpListener);
+
+impl HttpListener {
+    /// Listens on `port` of every address of the node, for `purpose`.
+    ///
+    /// # Errors
+    /// When the port is taken, or the kernel refuses.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub fn bind(purpose: &'static str, port: u16) -> Result<Self, AdminError> {
+        let listener = listen_everywhere(port, BACKLOG)
+            .and_then(|fd| TcpListener::from_std(StdTcpListener::from(fd)));
+        listener.map(Self).map_err(|source| AdminError::Listen {
+            purpose,
+            port,
+            source,
+        })
+    }
+
+    /// Answers requests by tasks in `tasks`, until shutdown: then it no longer listens, and no connection goes on.
+    pub fn serve(
+        self,
+        answer: impl Fn(&Request) -> Response + Send + Sync + 'static,
+        shutdown: Shutdown,
+        tasks: &TaskGroup,
+    ) {
+        let (answer, group) = (Arc::new(answer), tasks.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = shutdown.started() => {}
+                () = accept(self.0, answer, &shutdown, &group) => {}
+            }
+        });
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    answer: Arc<impl Fn(&Request) -> Response + Send + Sync + 'static>,
+    shutdown: &Shutdown,
+    tasks: &TaskGroup,
+) {
+    let mut open: VecDeque<CancellationToken> = VecDeque::new();
+    let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // Out of descriptors or memory: slow down, never give up.
+            Err(err) => {
+                warn!(error = %err, "cannot accept an HTTP connection");
+                tokio::time::sleep(backoff.delay()).await;
+                continue;
+            }
+        };
+        backoff.reset();
+        // A connection that has ended has canceled its token itself.
+        open.retain(|connection| !connection.is_cancelled());
+        if open.len() >= MAX_CONNECTIONS
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.cancel();
+        }
+        let end = CancellationToken::new();
+        open.push_back(end.clone());
+        let (answer, shutdown) = (answer.clone(), shutdown.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = end.cancelled() => {}
+                () = shutdown.started() => {}
+                () = connection(stream, answer) => end.cancel(),
+            }
+        });
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    answer: Arc<impl Fn(&Request) -> Response + Send + Sync + 'static>,
+) {
+    let service = service_fn(|request: http::Request<Incoming>| {
+        let response = answer(&request.map(drop)).map(Full::new);
+        async { Ok::<_, Infallible>(response) }
+    });
+    let mut server = http1::Builder::new();
+    server
+        .timer(TokioTimer::new())
+        .header_read_timeout(DEADLINE)
+        .max_buf_size(MAX_HEAD)
+        .keep_alive(false);
+    let served = server.serve_connection(TokioIo::new(stream), service);
+    match timeout(DEADLINE, served).await {
+        Ok(Ok(())) => {}
+        Ok(Err(err)) => debug!(error = %err, "HTTP connection failed"),
+        Err(_) => debug!("HTTP connection took too long"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Answers every request with its path.
+    fn start() -> (SocketAddr, Shutdown, TaskGroup) {
+        let listener = HttpListener::bind("a test", 0).unwrap();
+        let port = listener.0.local_addr().unwrap().port();
+        let (shutdown, tasks) = (Shutdown::default(), TaskGroup::default());
+        let echo = |request: &Request| Response::new(request.uri().path().to_owned().into());
+        listener.serve(echo, shutdown.clone(), &tasks);
+        (
+            (std::net::Ipv4Addr::LOCALHOST, port).into(),
+            shutdown,
+            tasks,
+        )
+    }
+
+    async fn connect(to: SocketAddr) -> TcpStream {
+        timeout(PATIENCE, TcpStream::connect(to))
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    /// Sends it, and reads all there is to read.
+    async fn exchange(stream: &mut TcpStream, request: &[u8]) -> String {
+        // Whoever sends too much finds out so while it writes.
+        let _ = stream.write_all(request).await;
+        let mut answer = Vec::new();
+        let _ = timeout(PATIENCE, stream.read_to_end(&mut answer))
+            .await
+            .unwrap();
+        String::from_utf8(answer).unwrap()
+    }
+
+    async fn check(to: SocketAddr, request: &[u8], expected: &str) {
+        let answer = exchange(&mut connect(to).await, request).await;
+        assert!(answer.starts_with(expected), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn a_request_gets_its_answer_over_either_family() {
+        let (v4, ..) = start();
+        let v6 = (std::net::Ipv6Addr::LOCALHOST, v4.port()).into();
+        for to in [v4, v6] {
+            let answer = exchange(
+                &mut connect(to).await,
+                b"GET /x?y HTTP/1.1\r\nHost: h\r\n\r\n",
+            )
+            .await;
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+            assert!(answer.contains("content-length: 2\r\n"), "{answer}");
+            assert!(answer.ends_with("\r\n\r\n/x"), "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_request_is_refused_and_harms_nobody() {
+        let (to, ..) = start();
+        check(to, b"\x16\x03\x01\x00\xff\x01\r\n\r\n", "HTTP/1.1 400 ").await;
+        check(to, b"GET / HTTP/1.1\r\nA B\r\n\r\n", "HTTP/1.1 400 ").await;
+        check(to, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "").await;
+        let long = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(100_000));
+        check(to, long.as_bytes(), "HTTP/1.1 4").await;
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(1000));
+        check(to, many.as_bytes(), "HTTP/1.1 431 ").await;
+        // A body of any length is not waited for.
+        let body = b"POST /x HTTP/1.1\r\nContent-Length: 1000000000\r\n\r\nabc";
+        check(to, body, "HTTP/1.1 200 OK").await;
+        // The second of two requests is not looked at.
+        let two = exchange(
+            &mut connect(to).await,
+            b"GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n",
+        )
+        .await;
+        assert_eq!(two.matches("HTTP/1.1 ").count(), 1, "{two}");
+        check(to, b"GET /x HTTP/1.1\r\n\r\n", "HTTP/1.1 200 OK").await;
+    }
+
+    #[tokio::test]
+    async fn those_who_say_nothing_make_room() {
+        let (to, ..) = start();
+        let mut silent = Vec::new();
+        for _ in 0..4 * MAX_CONNECTIONS {
+            silent.push(connect(to).await);
+        }
+        check(to, b"GET /x HTTP/1.1\r\n\r\n", "HTTP/1.1 200 OK").await;
+        // The first ones are closed already, long before their time is over.
+        assert_eq!(exchange(&mut silent[0], b"").await, "");
+    }
+
+    #[tokio::test]
+    async fn whoever_is_slow_is_cut() {
+        let (to, ..) = start();
+        let mut slow = connect(to).await;
+        slow.write_all(b"GET / HTTP/1.1\r\nA: ").await.unwrap();
+        // The server reads it, and waits for more, in real time; the rest of the time passes at once.
+        tokio::task::yield_now().await;
+        tokio::time::pause();
+        let before = tokio::time::Instant::now();
+        assert_eq!(exchange(&mut slow, b"").await, "");
+        assert!(before.elapsed() <= DEADLINE + Duration::from_secs(1));
+    }
+
+    #[tokio::test]
+    async fn shutdown_closes_the_port_and_the_connections_at_once() {
+        let (to, shutdown, tasks) = start();
+        let mut open = connect(to).await;
+        check(to, b"GET /x HTTP/1.1\r\n\r\n", "HTTP/1.1 200 OK").await;
+        shutdown.start();
+        assert_eq!(tasks.drain(PATIENCE).await, 0);
+        assert_eq!(exchange(&mut open, b"").await, "");
+        let refused = TcpStream::connect(to).await.unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_named() {
+        let (taken, ..) = start();
+        let error = HttpListener::bind("readiness probes", taken.port()).unwrap_err();
+        let text = crate::telemetry::chain(&error);
+        let expected = format!("listen for readiness probes on port {}: ", taken.port());
+        assert!(text.starts_with(&expected), "{text}");
+        assert!(text.contains("in use"), "{text}");
+    }
+}

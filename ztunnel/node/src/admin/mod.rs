@@ -1,0 +1,25 @@
+//! HTTP endpoints of the daemon itself. Rooms above register what they have to say.
+//!
+//! Invariants: a request changes nothing, reads what is at hand, and is answered without waiting for anything.
+
+mod http;
+mod readiness;
+
+use std::io;
+
+pub use http::{HttpListener, Request, Response};
+pub use readiness::{Pending, Readiness};
+
+/// Where readiness is asked for. Fixed: probes of every installation name it.
+pub const READINESS_PORT: u16 = 15021;
+
+/// Why an endpoint cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    #[error("listen for {purpose} on port {port}")]
+    Listen {
+        purpose: &'static str,
+        port: u16,
+        source: io::Error,
+    },
+}
