@@ -275,14 +275,14 @@ impl Discovery {
             answer,
             rejected,
             warnings,
-            answered,
+            answers,
         } = self.session.receive(response);
         debug!(
             type_url,
             upserts = delta.upserts.len(),
             removals = delta.removals.len(),
             rejected = rejected.len(),
-            answered = answered.len(),
+            answered = answers.known.len(),
             "discovery response"
         );
         if let (Some(pending), Some((resource, error))) = (&self.first_state, rejected.first()) {
@@ -303,7 +303,7 @@ impl Discovery {
             warn!(type_url, unlogged, "more oddities in this response");
         }
         let mesh = self.mesh.apply(delta);
-        self.mesh = self.session.record(mesh, &answered, Instant::now());
+        self.mesh = self.session.record(mesh, &answers, Instant::now());
         self.session.tidy();
         self.publish();
         answer

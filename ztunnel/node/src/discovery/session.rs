@@ -84,8 +84,17 @@ pub struct Received {
     pub rejected: Vec<(String, ConvertError)>,
     /// What was left out of resources that were taken, and oddities of the response itself.
     pub warnings: Vec<String>,
-    /// What had been asked for, or was on record as absent, and is there now or is not.
-    pub answered: Vec<Key>,
+    /// What that means for what was asked for.
+    pub answers: Answers,
+}
+
+/// What a response says about what had been asked for, or was on record as absent.
+#[derive(Debug, Default)]
+pub struct Answers {
+    /// It is in the mesh now, or it is not, and then it is absent.
+    pub known: Vec<Key>,
+    /// Something is there, but could not be read. That must not pass for absent, whatever else came for it.
+    pub doubted: Vec<Key>,
 }
 
 impl AdsSession {
@@ -156,19 +165,20 @@ impl AdsSession {
         questions.map(request).collect()
     }
 
-    /// Puts on record what of `answered` is not in the mesh, now that the response has been applied to it.
+    /// Puts on record what is absent, now that the response has been applied to the mesh.
     #[must_use]
-    pub fn record(&mut self, mesh: Mesh, answered: &[Key], now: Instant) -> Mesh {
+    pub fn record(&mut self, mesh: Mesh, answers: &Answers, now: Instant) -> Mesh {
         let Some(asked) = &mut self.asked else {
             return mesh;
         };
         asked.end_known(|key| !mesh.lacks(key));
-        if answered.is_empty() {
+        let Answers { known, doubted } = answers;
+        if known.is_empty() && doubted.is_empty() {
             return mesh;
         }
         // What was on record about them is old.
-        let mesh = mesh.with_absences([], answered);
-        let absent: Vec<Key> = answered
+        let mesh = mesh.with_absences([], known.iter().chain(doubted));
+        let absent: Vec<Key> = known
             .iter()
             .filter(|key| mesh.lacks(key))
             .cloned()
@@ -194,8 +204,9 @@ impl AdsSession {
             },
             rejected: Vec::new(),
             warnings: Vec::new(),
-            answered: Vec::new(),
+            answers: Answers::default(),
         };
+        let answers = &mut received.answers;
         let of_this_type = |state: &&mut TypeState| state.kind.type_url() == response.type_url;
         let Some(state) = self.types.iter_mut().find(of_this_type) else {
             let warning = format!("response of type {:?}, not asked for", response.type_url);
@@ -215,8 +226,8 @@ impl AdsSession {
                     let named = warnings.iter().map(|w| format!("{}: {w}", resource.name));
                     received.warnings.extend(named);
                     if let Some(asked) = &mut asked {
-                        let answered = asked.found(&resource.name, &resource.aliases);
-                        received.answered.extend(answered);
+                        let known = asked.found(&resource.name, &resource.aliases);
+                        answers.known.extend(known);
                     }
                     let name = match &upsert {
                         Upsert::Workload(w) if *w.uid == *resource.name => Arc::clone(&w.uid),
@@ -227,7 +238,8 @@ impl AdsSession {
                 }
                 Err(error) => {
                     if let Some(asked) = &mut asked {
-                        asked.rejected(&resource.name, &resource.aliases);
+                        let doubted = asked.rejected(&resource.name, &resource.aliases);
+                        answers.doubted.extend(doubted);
                         unreadable.extend(resource.aliases);
                     }
                     received.rejected.push((resource.name, error));
@@ -237,14 +249,16 @@ impl AdsSession {
         for name in response.removed_resources {
             let was_held = state.held.remove(&name);
             if let Some(asked) = &mut asked {
-                received.answered.extend(asked.removed(&name, was_held));
+                answers.known.extend(asked.removed(&name, was_held));
             }
             received.delta.removals.extend(state.kind.removal(&name));
         }
-        // Something has this address, so it must not pass for absent, whatever else came for it.
-        received
-            .answered
-            .retain(|key| unreadable.is_empty() || !unreadable.contains(&key.to_string()));
+        if !unreadable.is_empty() {
+            let doubted = |key: &mut Key| unreadable.contains(&key.to_string());
+            answers
+                .doubted
+                .extend(answers.known.extract_if(.., doubted));
+        }
         // Of these the control plane knows nothing on this stream.
         for name in unseen {
             state.held.remove(&name);

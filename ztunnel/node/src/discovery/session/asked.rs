@@ -131,10 +131,14 @@ impl Asked {
     }
 
     /// A resource came and could not be read. Whoever waits for it waits in vain, and the next one asks again.
-    pub(super) fn rejected(&mut self, name: &str, aliases: &[String]) {
+    /// Returns what is not absent after all.
+    pub(super) fn rejected(&mut self, name: &str, aliases: &[String]) -> Vec<Key> {
+        let mut doubted = Vec::new();
         for alias in aliases.iter().map(String::as_str).chain([name]) {
             self.end(alias);
+            doubted.extend(self.absent.remove(alias).map(|absent| absent.key));
         }
+        doubted
     }
 
     /// The control plane does not know `name` or no longer does. Returns what is answered by that.

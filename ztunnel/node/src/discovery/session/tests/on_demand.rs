@@ -24,7 +24,7 @@ impl Client {
     fn receive(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
         let received = self.session.receive(response);
         let mesh = self.mesh.apply(received.delta);
-        self.mesh = self.session.record(mesh, &received.answered, self.now);
+        self.mesh = self.session.record(mesh, &received.answers, self.now);
         received.answer
     }
 
@@ -221,7 +221,7 @@ fn an_answer_that_cannot_be_read_is_no_answer() {
     ] {
         let mut client = Client::new();
         client.ask(&["/10.0.0.1"]);
-        let nack = client.receive(addresses(answer, &[]));
+        let nack = client.receive(addresses(answer.clone(), &[]));
         assert!(nack.error_detail.is_some());
         assert!(client.lacks("/10.0.0.1"));
         // It can be asked for again, and is then answered.
@@ -229,6 +229,14 @@ fn an_answer_that_cannot_be_read_is_no_answer() {
         let good = at("a", [10, 0, 0, 1], &["/10.0.0.1"]);
         client.receive(addresses(vec![good], &[]));
         assert!(!client.lacks("/10.0.0.1"));
+
+        // Nor is what was absent until it came.
+        let mut client = Client::new();
+        client.ask(&["/10.0.0.1"]);
+        client.receive(addresses(vec![], &["/10.0.0.1"]));
+        assert!(!client.lacks("/10.0.0.1"));
+        client.receive(addresses(answer, &[]));
+        assert!(client.lacks("/10.0.0.1"));
     }
 }
 
@@ -273,5 +281,5 @@ fn nothing_is_asked_for_one_by_one_when_everything_is_subscribed_to() {
     session.ask(key("/10.0.0.1"), Instant::now());
     assert!(session.questions().is_empty());
     let received = session.receive(addresses(vec![], &["/10.0.0.1"]));
-    assert!(received.answered.is_empty());
+    assert!(received.answers.known.is_empty());
 }
