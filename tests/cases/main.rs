@@ -15,3 +15,4 @@ mod no_way;
 mod own_ports;
 mod policy;
 mod traffic;
+mod trust;
