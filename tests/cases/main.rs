@@ -18,3 +18,4 @@ mod own_ports;
 mod policy;
 mod readiness;
 mod traffic;
+mod trust;

@@ -5,8 +5,9 @@
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, PublicKeyData, RevocationReason, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -64,6 +65,7 @@ pub(crate) struct Leaf {
     pub(crate) der: CertificateDer<'static>,
     pub(crate) pem: String,
     pub(crate) not_after: SystemTime,
+    pub(crate) serial: Vec<u8>,
 }
 
 impl Authority {
@@ -136,20 +138,47 @@ impl Authority {
         key: &impl PublicKeyData,
         validity: Validity,
     ) -> Result<Leaf> {
-        let sign = || {
+        let sign = || -> std::result::Result<_, rcgen::Error> {
             let mut params = CertificateParams::default();
             params.distinguished_name = DistinguishedName::new();
             params.subject_alt_names = vec![SanType::URI(spiffe_id.try_into()?)];
             leaf_usages(&mut params);
             date(&mut params, validity);
-            params.signed_by(key, &self.intermediate)
+            let serial = params.serial_number.as_ref().map(SerialNumber::to_bytes);
+            Ok((params.signed_by(key, &self.intermediate)?, serial))
         };
-        let certificate = sign().doing(|| format!("sign a certificate for {spiffe_id}"))?;
+        let (certificate, serial) =
+            sign().doing(|| format!("sign a certificate for {spiffe_id}"))?;
         Ok(Leaf {
             pem: certificate.pem(),
             der: certificate.der().clone(),
             not_after: SystemTime::now() + validity.lifetime,
+            serial: serial.unwrap_or_default(),
         })
+    }
+
+    /// The list, PEM, that takes leaves with these serial numbers back.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn revoke(&self, serials: &[Vec<u8>]) -> Result<String> {
+        let now = SystemTime::now();
+        let revoked = serials.iter().map(|serial| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(serial),
+            revocation_time: now.into(),
+            reason_code: Some(RevocationReason::KeyCompromise),
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: (now + CA_LIFETIME).into(),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let sign = || params.signed_by(&self.intermediate)?.pem();
+        sign().doing(|| "sign a revocation list")
     }
 
     /// The intermediate, PEM.

@@ -24,8 +24,8 @@ const RECORDS: usize = 10_000;
 /// The signer and its books.
 pub(crate) struct Ca {
     pub(crate) authority: Arc<Authority>,
-    /// Roots of earlier authorities that shall still be trusted.
-    pub(crate) former_roots: Vec<String>,
+    /// Roots of earlier and later authorities that shall be trusted, too.
+    pub(crate) other_roots: Vec<String>,
     pub(crate) mode: CaMode,
     /// Cuts what is asked for.
     pub(crate) at_most: Option<Validity>,
@@ -58,6 +58,8 @@ pub struct Issued {
     pub asked_for: Duration,
     /// Until when it is good.
     pub not_after: SystemTime,
+    /// Its serial number.
+    pub serial: Vec<u8>,
 }
 
 /// A request that was refused.
@@ -75,7 +77,7 @@ impl Ca {
     pub(crate) fn new(authority: Authority) -> Self {
         Self {
             authority: Arc::new(authority),
-            former_roots: Vec::new(),
+            other_roots: Vec::new(),
             mode: CaMode::default(),
             at_most: None,
             issued: Vec::new(),
@@ -144,7 +146,7 @@ impl CaService {
             .sign(&written, &csr.public_key, validity)
             .map_err(|err| err.chain())?;
         let roots = ca
-            .former_roots
+            .other_roots
             .iter()
             .cloned()
             .chain([ca.authority.root_pem()]);
@@ -157,6 +159,7 @@ impl CaService {
             node: node.to_owned(),
             asked_for,
             not_after: leaf.not_after,
+            serial: leaf.serial,
         });
         drop(ca);
         self.0

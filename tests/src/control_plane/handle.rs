@@ -250,10 +250,20 @@ impl ControlPlane {
         let mut ca = lock(&self.shared.ca);
         let former = std::mem::replace(&mut ca.authority, Arc::new(authority));
         if keep_trust {
-            ca.former_roots.push(former.root_pem());
+            ca.other_roots.push(former.root_pem());
         } else {
-            ca.former_roots.clear();
+            ca.other_roots.clear();
         }
+    }
+
+    /// Says from now on that this root is trusted, besides that of whoever signs: the step before a rotation.
+    pub fn trust_also(&self, root_pem: String) {
+        lock(&self.shared.ca).other_roots.push(root_pem);
+    }
+
+    /// Says from now on that only the root of whoever signs is trusted.
+    pub fn trust_nobody_else(&self) {
+        lock(&self.shared.ca).other_roots.clear();
     }
 
     /// Gives a node a new token; the old one is no longer taken.

@@ -32,6 +32,7 @@ pub struct Client {
     credential: Option<Credential>,
     alpn: Vec<Vec<u8>>,
     version: &'static SupportedProtocolVersion,
+    classic: bool,
     method: Method,
     headers: Vec<(String, String)>,
     payload: Option<Bytes>,
@@ -85,6 +86,7 @@ impl Client {
             credential: None,
             alpn: vec![b"h2".to_vec()],
             version: &rustls::version::TLS13,
+            classic: false,
             method: Method::CONNECT,
             headers: Vec::new(),
             payload: None,
@@ -113,6 +115,13 @@ impl Client {
     #[must_use]
     pub fn tls12(mut self) -> Self {
         self.version = &rustls::version::TLS12;
+        self
+    }
+
+    /// Knows no key exchange but X25519.
+    #[must_use]
+    pub fn classic(mut self) -> Self {
+        self.classic = true;
         self
     }
 
@@ -150,7 +159,12 @@ impl Client {
     /// When the attempt cannot be made at all. That the server refuses is an answer.
     pub fn connect(&self, to: SocketAddr, authority: &str) -> Result<Result<Answer, Refusal>> {
         let request = self.request(authority)?;
-        let config = tls::client(self.credential.as_ref(), &self.alpn, self.version)?;
+        let config = tls::client(
+            self.credential.as_ref(),
+            &self.alpn,
+            self.version,
+            self.classic,
+        )?;
         let stream = match self.place.connect(to, self.timeout) {
             Ok(stream) => stream,
             Err(err) => return Ok(Err(Refusal::new(Stage::Tcp, &err))),

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response, StatusCode};
+use rustls::SupportedProtocolVersion;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 
@@ -61,7 +62,30 @@ impl Server {
         credential: &Credential,
         status: u16,
     ) -> Result<Self> {
-        let tls = TlsAcceptor::from(Arc::new(tls::server(credential)?));
+        Self::start_with(place, on, credential, status, &rustls::version::TLS13)
+    }
+
+    /// As [`start`](Self::start), for a server that speaks TLS 1.2.
+    ///
+    /// # Errors
+    /// When it cannot listen.
+    pub fn start_tls12(
+        place: &Place,
+        on: SocketAddr,
+        credential: &Credential,
+        status: u16,
+    ) -> Result<Self> {
+        Self::start_with(place, on, credential, status, &rustls::version::TLS12)
+    }
+
+    fn start_with(
+        place: &Place,
+        on: SocketAddr,
+        credential: &Credential,
+        status: u16,
+        version: &'static SupportedProtocolVersion,
+    ) -> Result<Self> {
+        let tls = TlsAcceptor::from(Arc::new(tls::server(credential, version)?));
         let status = StatusCode::from_u16(status).doing(|| format!("answer with {status}"))?;
         let listener = place
             .listen(on)

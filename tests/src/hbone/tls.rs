@@ -20,8 +20,13 @@ pub(super) fn client(
     credential: Option<&Credential>,
     alpn: &[Vec<u8>],
     version: &'static SupportedProtocolVersion,
+    classic: bool,
 ) -> Result<ClientConfig> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut provider = aws_lc_rs::default_provider();
+    if classic {
+        provider.kx_groups = vec![aws_lc_rs::kx_group::X25519];
+    }
+    let provider = Arc::new(provider);
     let config = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[version])
         .doing(|| "configure TLS")?
@@ -39,10 +44,13 @@ pub(super) fn client(
 }
 
 /// A server's half.
-pub(super) fn server(credential: &Credential) -> Result<ServerConfig> {
+pub(super) fn server(
+    credential: &Credential,
+    version: &'static SupportedProtocolVersion,
+) -> Result<ServerConfig> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider.clone())
-        .with_protocol_versions(&[&rustls::version::TLS13])
+        .with_protocol_versions(&[version])
         .doing(|| "configure TLS")?
         .with_client_cert_verifier(Arc::new(Anybody(provider)))
         .with_single_cert(credential.chain.clone(), credential.key.clone_key())

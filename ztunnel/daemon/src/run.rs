@@ -15,8 +15,9 @@ use ztunnel_node::enroll::{self, ApiListener, Enroller};
 use ztunnel_node::identity::{CaConfig, Identities};
 use ztunnel_node::pod::{NodeContext, Workers};
 use ztunnel_node::state::mesh_channel;
-use ztunnel_node::task::{Shutdown, TaskGroup};
+use ztunnel_node::task::{Pace, Shutdown, TaskGroup};
 use ztunnel_node::telemetry::chain;
+use ztunnel_node::tls::{self, CrlFile};
 use ztunnel_sys::cgroup::{self, OwnCgroup};
 
 use crate::cli::fail;
@@ -94,6 +95,7 @@ async fn run(config: Config) -> Result<(), StartError> {
     probes.serve(answer, shutdown.clone(), &tasks);
     tasks.spawn(readiness.clone().tell(shutdown.clone()));
 
+    let tls = tls_context(&config, &tasks, &shutdown);
     let (mesh, reader) = mesh_channel();
     let discovery = DiscoveryConfig {
         endpoint: config.xds,
@@ -110,7 +112,7 @@ async fn run(config: Config) -> Result<(), StartError> {
     let ca = CaConfig {
         endpoint: config.ca,
         secret_ttl: config.secret_ttl,
-        tls: config.tls,
+        tls,
     };
     let identities = Identities::new(ca, tasks.clone(), shutdown.clone());
 
@@ -147,6 +149,18 @@ async fn run(config: Config) -> Result<(), StartError> {
     enroller.stop(config.drain_deadline).await;
     tasks.drain(LAST_TASKS).await;
     Ok(())
+}
+
+/// What all certificates are used with. The revocation lists, if there are any, are in force before the first
+/// connection.
+fn tls_context(config: &Config, tasks: &TaskGroup, shutdown: &Shutdown) -> tls::Context {
+    let Some(path) = &config.crl_path else {
+        return tls::Context::new(config.tls);
+    };
+    let context = tls::Context::with_revocation(config.tls);
+    let file = CrlFile::open(path, Pace::default(), context.clone());
+    tasks.spawn(file.follow(shutdown.clone()));
+    context
 }
 
 /// The signals that end the daemon.

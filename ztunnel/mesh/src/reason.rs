@@ -29,6 +29,9 @@ pub enum Reason {
     PeerTlsFailed,
     /// The peer proved another identity than the expected one.
     PeerIdentityMismatch,
+    /// The peer's CA has taken its certificate, or one above it, back. If that is wrong, correct the revocation list
+    /// (`CRL_PATH`); if it is right, the pod needs a new certificate: restart it or its node's daemon.
+    PeerRevoked,
     /// The peer broke the tunnel protocol.
     PeerProtocol,
     /// The peer answered the CONNECT with something other than 200.
@@ -61,6 +64,7 @@ impl Reason {
             Self::PeerUnreachable => "PEER_UNREACHABLE",
             Self::PeerTlsFailed => "PEER_TLS_FAILED",
             Self::PeerIdentityMismatch => "PEER_IDENTITY_MISMATCH",
+            Self::PeerRevoked => "PEER_REVOKED",
             Self::PeerProtocol => "PEER_PROTOCOL",
             Self::PeerRefused => "PEER_REFUSED",
             Self::BadRequest => "BAD_REQUEST",

@@ -5,28 +5,28 @@ use std::path::{Path, PathBuf};
 use tonic::metadata::{Ascii, MetadataKey, MetadataValue};
 use tonic::transport::Uri;
 use ztunnel_node::control_plane::{Endpoint, RootSource, Secret, TokenSource};
+use ztunnel_node::tls;
 
 use super::settings::{self, DEFAULT_TOKEN, Setting};
 use super::source::{Files, Reader};
 use super::value;
 
-/// What both endpoints are shown, and how strict the TLS to them is.
+/// What both endpoints are shown, and the TLS to them.
 pub(super) struct Credentials {
     /// None: no authentication, and no cluster id is sent either.
     token: Option<TokenSource>,
     cluster_id: String,
-    tls12: bool,
+    tls: tls::Options,
 }
 
 impl Credentials {
-    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
+    pub(super) fn read(reader: &mut Reader<'_>, tls: Option<tls::Options>) -> Option<Self> {
         let token = token(reader);
         let cluster_id = cluster_id(reader);
-        let tls12 = reader.value(&settings::TLS12_ENABLED, value::boolean);
         Some(Self {
             token: token?,
             cluster_id: cluster_id?,
-            tls12: tls12?,
+            tls: tls?,
         })
     }
 }
@@ -147,7 +147,7 @@ impl Names {
             token: credentials.token.clone(),
             cluster_id: credentials.cluster_id.clone(),
             headers: headers?,
-            tls12: credentials.tls12,
+            tls: credentials.tls,
         })
     }
 }

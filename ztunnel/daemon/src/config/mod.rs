@@ -51,6 +51,8 @@ pub(crate) struct Config {
     /// Who and where this daemon is.
     pub(crate) node: Node,
     pub(crate) tls: tls::Options,
+    /// A file of revocation lists.
+    pub(crate) crl_path: Option<PathBuf>,
     pub(crate) tunnel: TunnelSettings,
     /// TCP keepalive and user timeout, each where it is turned on.
     pub(crate) liveness: Liveness,
@@ -86,7 +88,8 @@ impl Config {
         let proxy = proxy_config::read(reader).unwrap_or_default();
         let node = node::read(reader, &proxy.proxy_metadata);
         let tls = tunnel::tls(reader);
-        let credentials = Credentials::read(reader);
+        let crl_path = tunnel::crl_path(reader);
+        let credentials = Credentials::read(reader, tls);
         let xds = endpoint::xds(
             reader,
             proxy.discovery_address.as_deref(),
@@ -115,6 +118,7 @@ impl Config {
             secret_ttl: secret_ttl?,
             node: node?,
             tls: tls?,
+            crl_path: crl_path?,
             tunnel: tunnel?,
             liveness: tcp?,
             worker_threads: worker_threads?,
@@ -152,5 +156,4 @@ fn refuse_what_is_not_there_yet(reader: &mut Reader<'_>) {
     reader.only(&FAKE_CA, &["false"]);
     reader.only(&LOCAL_XDS, &[""]);
     reader.only(&LOCAL_XDS_PATH, &[""]);
-    reader.only(&CRL_PATH, &[""]);
 }

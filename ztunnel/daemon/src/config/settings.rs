@@ -72,9 +72,12 @@ settings! {
     SECRET_TTL = Value("24h"),
         "a duration of at least 1s, such as 90m or 24h", "the certificate lifetime to ask for";
     TLS12_ENABLED = Value("false"),
-        "true or false", "allow TLS 1.2 to the control plane as well; between nodes it is 1.3 always";
+        "true or false", "allow TLS 1.2 as well, between nodes and to the control plane; not together with pqc";
     COMPLIANCE_POLICY = Unset,
-        "pqc, or empty", "pqc: only the key exchange X25519MLKEM768";
+        "pqc, or empty", "pqc: only the key exchange X25519MLKEM768, between nodes and to the control plane";
+    CRL_PATH = Unset,
+        "the path of a file that is there or will be: PEM with any number of revocation lists, or one in DER",
+        "certificates of peers to refuse, and to cut off; followed as it changes, and what cannot be read changes nothing";
 }
 "Who and where" {
     NODE_NAME = Unset,
@@ -161,8 +164,6 @@ settings! {
         "empty (workloads come from the xDS server only)", "static workloads in YAML";
     LOCAL_XDS_PATH = Unset,
         "empty (workloads come from the xDS server only)", "a file of static workloads";
-    CRL_PATH = Unset,
-        "empty (revocation lists are not checked yet)", "a file of revocation lists";
 }
 }
 

@@ -99,7 +99,7 @@ fn a_node_name_is_enough() {
     };
     assert_eq!(config.liveness.keepalive, Some(keepalive));
     assert_eq!(config.liveness.user_timeout, None);
-    assert!(!config.xds.tls12);
+    assert!(!config.xds.tls.tls12);
     assert!(!config.tls.only_post_quantum);
     assert_eq!(config.drain_deadline, 5 * SECOND);
     assert_eq!(config.worker_threads.get(), 2);
@@ -300,12 +300,11 @@ fn what_cannot_be_honored_stops_the_start() {
         "FAKE_CA=true",
         "LOCAL_XDS=workloads: []",
         "LOCAL_XDS_PATH=/x",
-        "CRL_PATH=/crl.pem",
     ] {
         let complaint = complaint(&[change]);
         assert!(complaint.contains("cannot be honored"), "{complaint}");
     }
-    good(&["PROXY_MODE=shared", "CRL_PATH=", "ENABLE_ORIG_SRC=true"]);
+    good(&["PROXY_MODE=shared", "ENABLE_ORIG_SRC=true"]);
     good(&["PACKET_MARK=1337", "INPOD_UDS=/x", "SOMETHING_ELSE=x"]);
 }
 
@@ -364,8 +363,25 @@ fn roots_and_tokens_are_files_or_literals() {
         RootSource::System
     ));
     assert!(good(&[&format!("-@{TOKEN}")]).ca.token.is_none());
-    let strict = good(&["COMPLIANCE_POLICY=pqc", "TLS12_ENABLED=true"]);
-    assert!(strict.tls.only_post_quantum && strict.xds.tls12 && strict.ca.tls12);
+    let strict = good(&["COMPLIANCE_POLICY=pqc"]);
+    for tls in [strict.tls, strict.xds.tls, strict.ca.tls] {
+        assert!(tls.only_post_quantum && !tls.tls12);
+    }
+    let lenient = good(&["TLS12_ENABLED=true"]);
+    for tls in [lenient.tls, lenient.xds.tls, lenient.ca.tls] {
+        assert!(tls.tls12 && !tls.only_post_quantum);
+    }
+    let both = complaint(&["COMPLIANCE_POLICY=pqc", "TLS12_ENABLED=true"]);
+    assert!(
+        both.contains("no key exchange that COMPLIANCE_POLICY=pqc allows"),
+        "{both}"
+    );
+    let lists = good(&["CRL_PATH=/not/there/yet.pem"]);
+    assert_eq!(
+        lists.crl_path.as_deref(),
+        Some(Path::new("/not/there/yet.pem"))
+    );
+    assert_eq!(good(&["CRL_PATH="]).crl_path, None);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! How connections are made and kept: TLS, HTTP/2, TCP.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ztunnel_node::tls;
@@ -15,9 +16,27 @@ pub(super) fn tls(reader: &mut Reader<'_>) -> Option<tls::Options> {
         "pqc" => Ok(true),
         _ => Err("unknown policy".to_owned()),
     });
+    let only_post_quantum = only_post_quantum.map(Option::unwrap_or_default);
+    let tls12 = reader.value(&settings::TLS12_ENABLED, |text| {
+        let enabled = value::boolean(text)?;
+        if enabled && only_post_quantum == Some(true) {
+            // Every such connection would fail, or break the policy.
+            return Err(
+                "TLS 1.2 has no key exchange that COMPLIANCE_POLICY=pqc allows; unset one of them"
+                    .to_owned(),
+            );
+        }
+        Ok(enabled)
+    });
     Some(tls::Options {
-        only_post_quantum: only_post_quantum?.unwrap_or(false),
+        only_post_quantum: only_post_quantum?,
+        tls12: tls12?,
     })
+}
+
+/// Where revocation lists are, if any are to be checked. A file that is not there yet is fine.
+pub(super) fn crl_path(reader: &mut Reader<'_>) -> Option<Option<PathBuf>> {
+    reader.optional(&settings::CRL_PATH, |text| Ok(PathBuf::from(text)))
 }
 
 pub(super) fn read(reader: &mut Reader<'_>) -> Option<TunnelSettings> {

@@ -56,7 +56,7 @@ impl Connector {
         name: ServerName<'static>,
         alt_name: Option<ServerName<'static>>,
         roots: &Roots,
-        tls12: bool,
+        options: tls::Options,
     ) -> Result<Self, ControlPlaneError> {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false); // TLS goes on top, here.
@@ -67,7 +67,7 @@ impl Connector {
         tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
         Ok(Self {
             tcp,
-            tls: TlsConnector::from(Arc::new(client_config(alt_name, roots, tls12)?)),
+            tls: TlsConnector::from(Arc::new(client_config(alt_name, roots, options)?)),
             address,
             name,
         })
@@ -111,16 +111,15 @@ impl Service<Uri> for Connector {
 fn client_config(
     alt_name: Option<ServerName<'static>>,
     roots: &Roots,
-    tls12: bool,
+    options: tls::Options,
 ) -> Result<ClientConfig, ControlPlaneError> {
-    let provider = tls::provider(tls::Options::default(), tls12);
+    let provider = tls::provider(options);
     let verifier =
         WebPkiServerVerifier::builder_with_provider(Arc::new(roots.store()?), provider.clone())
             .build()
             .map_err(|err| ControlPlaneError::Tls(rustls::Error::General(err.to_string())))?;
-    let tls13 = [&rustls::version::TLS13];
     let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(if tls12 { rustls::ALL_VERSIONS } else { &tls13 })
+        .with_protocol_versions(options.versions())
         .map_err(ControlPlaneError::Tls)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(EitherName { verifier, alt_name }))

@@ -1,9 +1,11 @@
 //! The way to the control plane: one authenticated gRPC channel, the same for discovery and for certificates.
 //!
-//! Invariants: TLS always, with the configured roots and nothing else. Roots are read when a channel is made and
-//! the token when a call is made, so both can change under a running daemon. What is missing is an error that
+//! Invariants: TLS always, with the configured roots and nothing else. Roots are read when a channel is made, and
+//! again when their file changes under a channel that is kept ([`SharedChannel`]); the token is read for each call. A
+//! stream that is open stays open when roots change: they are asked who the control plane is, and it has answered. What is missing is an error that
 //! names it: a path is never taken for a literal. Neither tokens nor header values reach a log.
 
+mod channel;
 mod connector;
 mod roots;
 mod token;
@@ -18,6 +20,9 @@ use rustls_pki_types::ServerName;
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap};
 use tonic::transport::{self, Channel};
 
+use crate::tls;
+
+pub use channel::SharedChannel;
 pub use roots::{RootSource, Roots};
 pub use token::{Secret, TokenSource};
 
@@ -47,8 +52,8 @@ pub struct Endpoint {
     pub cluster_id: String,
     /// Sent with every call.
     pub headers: Vec<(String, String)>,
-    /// Whether TLS 1.2 is good enough.
-    pub tls12: bool,
+    /// The cryptography on offer.
+    pub tls: tls::Options,
 }
 
 /// Why the control plane cannot be called. Nothing was sent yet.
@@ -131,7 +136,7 @@ impl Endpoint {
             name,
             self.alt_name()?,
             roots,
-            self.tls12,
+            self.tls,
         )?;
         // tonic, if built with TLS of its own, insists on doing it for addresses of scheme https. So it dials a
         // name that only our connector understands, and tells the server the real one.
@@ -210,7 +215,7 @@ impl fmt::Debug for Endpoint {
             token,
             cluster_id,
             headers,
-            tls12,
+            tls,
         } = self;
         let names: Vec<_> = headers.iter().map(|(name, _)| name).collect();
         f.debug_struct("Endpoint")
@@ -220,7 +225,7 @@ impl fmt::Debug for Endpoint {
             .field("token", token)
             .field("cluster_id", cluster_id)
             .field("headers", &names)
-            .field("tls12", tls12)
+            .field("tls", tls)
             .finish()
     }
 }

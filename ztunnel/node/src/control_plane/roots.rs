@@ -9,7 +9,7 @@ use rustls_pki_types::pem::PemObject as _;
 use tracing::warn;
 
 use super::ControlPlaneError;
-use super::token::read_bounded;
+use crate::task::read_bounded;
 
 /// Far above any bundle; a wrong path must not fill memory.
 const MAX_FILE: u64 = 8 * 1024 * 1024;

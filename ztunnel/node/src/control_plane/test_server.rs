@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustls::crypto::CryptoProvider;
 use rustls::{ServerConfig, SupportedProtocolVersion};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -49,6 +50,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) ca: &'a TestCa,
     pub(crate) names: &'a [&'a str],
     pub(crate) versions: &'a [&'static SupportedProtocolVersion],
+    pub(crate) provider: Arc<CryptoProvider>,
     pub(crate) delay: Duration,
     pub(crate) answer: Arc<Answer>,
 }
@@ -60,6 +62,10 @@ impl<'a> Setup<'a> {
             ca,
             names: &["127.0.0.1", "localhost"],
             versions: rustls::ALL_VERSIONS,
+            provider: tls::provider(tls::Options {
+                tls12: true,
+                ..tls::Options::default()
+            }),
             delay: Duration::ZERO,
             answer: Arc::new(|_| Ok(Vec::new())),
         }
@@ -67,16 +73,15 @@ impl<'a> Setup<'a> {
 
     pub(crate) async fn start(self) -> TestServer {
         let (cert, key) = self.ca.host(self.names);
-        let mut config =
-            ServerConfig::builder_with_provider(tls::provider(tls::Options::default(), true))
-                .with_protocol_versions(self.versions)
-                .unwrap()
-                .with_no_client_auth()
-                .with_single_cert(
-                    vec![CertificateDer::from_pem_slice(cert.as_bytes()).unwrap()],
-                    PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
-                )
-                .unwrap();
+        let mut config = ServerConfig::builder_with_provider(self.provider)
+            .with_protocol_versions(self.versions)
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![CertificateDer::from_pem_slice(cert.as_bytes()).unwrap()],
+                PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+            )
+            .unwrap();
         config.alpn_protocols = vec![b"h2".to_vec()];
 
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -112,7 +117,7 @@ fn endpoint(address: SocketAddr, root: &str) -> Endpoint {
         token: None,
         cluster_id: "Kubernetes".to_owned(),
         headers: Vec::new(),
-        tls12: false,
+        tls: tls::Options::default(),
     }
 }
 

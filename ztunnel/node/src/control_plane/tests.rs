@@ -7,6 +7,7 @@ use ztunnel_proto::istio::v1::auth::istio_certificate_service_client::IstioCerti
 
 use super::test_server::Setup;
 use super::*;
+use crate::task::{Pace, Shutdown};
 use crate::tls::test_ca::TestCa;
 
 mod half_open;
@@ -19,7 +20,7 @@ fn endpoint(address: &str) -> Endpoint {
         token: None,
         cluster_id: "Kubernetes".to_owned(),
         headers: Vec::new(),
-        tls12: false,
+        tls: tls::Options::default(),
     }
 }
 
@@ -152,7 +153,32 @@ async fn tls_1_2_is_opt_in() {
     let mut endpoint = server.endpoint.clone();
     let refusal = refusal(&endpoint).await;
     assert!(refusal.contains("ProtocolVersion"), "{refusal}");
-    endpoint.tls12 = true;
+    endpoint.tls.tls12 = true;
+    call(&endpoint).await.unwrap();
+}
+
+#[tokio::test]
+async fn post_quantum_only_holds_for_the_control_plane() {
+    use rustls::crypto::SupportedKxGroup;
+    use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
+
+    let ca = TestCa::new("control plane");
+    let server = |kx_groups: &[&'static dyn SupportedKxGroup]| {
+        let mut setup = Setup::new(&ca);
+        setup.provider = std::sync::Arc::new(rustls::crypto::CryptoProvider {
+            kx_groups: kx_groups.to_vec(),
+            ..default_provider()
+        });
+        setup.start()
+    };
+    let classic = server(&[kx_group::X25519, kx_group::SECP256R1]).await;
+    let mut endpoint = classic.endpoint.clone();
+    call(&endpoint).await.unwrap();
+    endpoint.tls.only_post_quantum = true;
+    let refused = refusal(&endpoint).await;
+    assert!(refused.contains("HandshakeFailure"), "{refused}");
+    let hybrid = server(&[kx_group::X25519MLKEM768]).await;
+    endpoint.address = hybrid.endpoint.address.clone();
     call(&endpoint).await.unwrap();
 }
 
@@ -317,4 +343,93 @@ fn addresses_that_work() {
 fn long_explanations_are_cut() {
     let status = tonic::Status::unknown("ü".repeat(100_000));
     assert_eq!(explain(&status).chars().count(), MAX_EXPLANATION + 1);
+}
+
+/// Makes one call over a shared channel and gives what came back.
+async fn call_shared(channel: &SharedChannel) -> Result<(), String> {
+    let mut request = tonic::Request::new(IstioCertificateRequest::default());
+    *request.metadata_mut() = channel.endpoint().metadata().unwrap();
+    let answer = IstioCertificateServiceClient::new(channel.get().map_err(|err| err.to_string())?)
+        .create_certificate(request)
+        .await;
+    answer.map(drop).map_err(|status| explain(&status))
+}
+
+/// Waits for something that another task brings about.
+async fn until(mut done: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !done().await {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let bound = Duration::from_secs(10);
+    tokio::time::timeout(bound, waiting).await.expect("in time");
+}
+
+/// The roots as the kubelet mounts them.
+struct Mounted(Dir);
+
+impl Mounted {
+    fn new(name: &str) -> Self {
+        let dir = Dir::new(name);
+        std::os::unix::fs::symlink("..data/root-cert.pem", dir.0.join("root-cert.pem")).unwrap();
+        Self(dir)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.0.join("root-cert.pem")
+    }
+
+    fn publish(&self, version: &str, content: &str) {
+        let at = |name: &str| self.0.0.join(name);
+        fs::create_dir(at(version)).unwrap();
+        fs::write(at(version).join("root-cert.pem"), content).unwrap();
+        std::os::unix::fs::symlink(version, at("..data_tmp")).unwrap();
+        fs::rename(at("..data_tmp"), at("..data")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn roots_are_followed_when_the_kubelet_swaps_them() {
+    let (ca, other) = (TestCa::new("control plane"), TestCa::new("other"));
+    let server = Setup::new(&ca).start().await;
+    let mounted = Mounted::new("swapped-roots");
+    mounted.publish("..1", &ca.root);
+    let mut endpoint = server.endpoint.clone();
+    endpoint.roots = RootSource::File(mounted.file());
+    let channel = std::sync::Arc::new(SharedChannel::new(endpoint));
+    let pace = Pace {
+        debounce: Duration::from_millis(1),
+        at_least: Duration::from_millis(20),
+    };
+    let shutdown = Shutdown::default();
+    let following = tokio::spawn({
+        let (channel, shutdown) = (channel.clone(), shutdown.clone());
+        async move { channel.follow_roots(pace, shutdown).await }
+    });
+    call_shared(&channel).await.unwrap();
+
+    // Nothing usable: what was good stays in use, also for new connections.
+    for (version, content) in [("..2", "rubbish"), ("..3", "")] {
+        mounted.publish(version, content);
+        let complained = |channel: &SharedChannel| {
+            let complaint = channel.complaint();
+            complaint.is_some_and(|text| text.contains(&*mounted.file().to_string_lossy()))
+        };
+        until(async || complained(&channel)).await;
+        call_shared(&channel).await.unwrap();
+        channel.reconnect();
+        call_shared(&channel).await.unwrap();
+    }
+    assert_eq!(server.asked_for.lock().unwrap().len(), 3);
+
+    // Roots that the server does not chain to: the connection that is open is not used any more.
+    mounted.publish("..4", &other.root);
+    until(async || call_shared(&channel).await.is_err()).await;
+    let refusal = call_shared(&channel).await.unwrap_err();
+    assert!(refusal.contains("UnknownIssuer"), "{refusal}");
+    mounted.publish("..5", &format!("{}{}", other.root, ca.root));
+    until(async || call_shared(&channel).await.is_ok()).await;
+    shutdown.start();
+    following.await.unwrap();
 }

@@ -1,14 +1,13 @@
 //! The bearer token, and other strings that nobody may see.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use tonic::metadata::AsciiMetadataValue;
 use zeroize::Zeroizing;
 
 use super::{ControlPlaneError, ascii};
+use crate::task::read_bounded;
 
 /// Far above any service account token.
 const MAX_FILE: u64 = 64 * 1024;
@@ -76,17 +75,4 @@ impl TokenSource {
         value.set_sensitive(true);
         Ok(value)
     }
-}
-
-/// Reads a small file whole.
-pub(super) fn read_bounded(path: &Path, max: u64) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    let read = File::open(path)?.take(max + 1).read_to_end(&mut content)?;
-    if read as u64 > max {
-        return Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            format!("more than {max} bytes"),
-        ));
-    }
-    Ok(content)
 }

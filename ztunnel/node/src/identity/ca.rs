@@ -3,19 +3,18 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
-use tonic::transport::Channel;
 use tonic::{Code, Request};
 use ztunnel_mesh::name::Identity;
 use ztunnel_proto::istio::v1::auth::IstioCertificateRequest;
 use ztunnel_proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
 
 use super::{CaConfig, FetchError};
-use crate::control_plane::{self, Roots};
+use crate::control_plane::{self, SharedChannel};
+use crate::task::{Pace, Shutdown};
 
 const RPC_DEADLINE: Duration = Duration::from_secs(10);
 /// Some certificates.
@@ -34,54 +33,44 @@ pub(super) trait Sign: Send + Sync + fmt::Debug {
 /// Istio's certificate service.
 #[derive(Debug)]
 pub(super) struct CertificateAuthority {
-    cfg: CaConfig,
+    secret_ttl: Duration,
     /// Shared by all calls until the roots change or a call gets no answer.
-    channel: Mutex<Option<(Roots, Channel)>>,
+    channel: SharedChannel,
 }
 
 impl CertificateAuthority {
-    pub(super) const fn new(cfg: CaConfig) -> Self {
+    pub(super) fn new(cfg: CaConfig) -> Self {
         Self {
-            cfg,
-            channel: Mutex::new(None),
+            secret_ttl: cfg.secret_ttl,
+            channel: SharedChannel::new(cfg.endpoint),
         }
     }
 
-    fn channel(&self) -> Result<Channel, FetchError> {
-        let endpoint = &self.cfg.endpoint;
-        // Reading a small file before a call that takes milliseconds replaces watching it.
-        let roots = endpoint.roots.read().map_err(FetchError::Call)?;
-        let mut shared = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((with, channel)) = &*shared
-            && *with == roots
-        {
-            return Ok(channel.clone());
-        }
-        let channel = endpoint.channel_with(&roots).map_err(FetchError::Call)?;
-        *shared = Some((roots, channel.clone()));
-        Ok(channel)
-    }
-
-    /// The connection may be dead without anybody having noticed: HTTP/2 pings are slower than our deadline.
-    fn reconnect(&self) {
-        *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Uses other roots as soon as their file has them.
+    pub(super) async fn follow_roots(&self, shutdown: Shutdown) {
+        self.channel.follow_roots(Pace::default(), shutdown).await;
     }
 
     async fn create(&self, identity: &Identity, csr: String) -> Result<Vec<String>, FetchError> {
         let mut request = Request::new(IstioCertificateRequest {
             csr,
-            validity_duration: i64::try_from(self.cfg.secret_ttl.as_secs()).unwrap_or(i64::MAX),
+            validity_duration: i64::try_from(self.secret_ttl.as_secs()).unwrap_or(i64::MAX),
             metadata: Some(impersonate(identity)),
         });
-        *request.metadata_mut() = self.cfg.endpoint.metadata().map_err(FetchError::Call)?;
-        let mut client = IstioCertificateServiceClient::new(self.channel()?)
-            .max_decoding_message_size(MAX_ANSWER);
+        *request.metadata_mut() = self
+            .channel
+            .endpoint()
+            .metadata()
+            .map_err(FetchError::Call)?;
+        let channel = self.channel.get().map_err(FetchError::Call)?;
+        let mut client =
+            IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
         let answer =
             match tokio::time::timeout(RPC_DEADLINE, client.create_certificate(request)).await {
                 Ok(Ok(answer)) => answer.into_inner(),
                 Ok(Err(status)) => {
                     if status.code() == Code::Unavailable {
-                        self.reconnect();
+                        self.channel.reconnect();
                     }
                     return Err(FetchError::Refused {
                         code: status.code(),
@@ -89,7 +78,7 @@ impl CertificateAuthority {
                     });
                 }
                 Err(_) => {
-                    self.reconnect();
+                    self.channel.reconnect();
                     return Err(FetchError::Timeout {
                         after: RPC_DEADLINE,
                     });

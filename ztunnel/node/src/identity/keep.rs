@@ -98,7 +98,7 @@ async fn fetch(shared: &Shared, identity: &Identity) -> Result<Credential, Fetch
     let Request { csr, key } = Request::new(identity).map_err(FetchError::Request)?;
     let chain = shared.ca.sign(identity, csr).await?;
     let credential =
-        Credential::from_chain(identity, &key, &chain, shared.tls).map_err(FetchError::Answer)?;
+        Credential::from_chain(identity, &key, &chain, &shared.tls).map_err(FetchError::Answer)?;
     if credential.not_after() <= SystemTime::now() {
         return Err(FetchError::Answer(ChainError::Expired));
     }

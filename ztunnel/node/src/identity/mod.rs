@@ -51,7 +51,8 @@ pub struct CaConfig {
     pub endpoint: Endpoint,
     /// The lifetime to ask for. Renewal goes by the lifetime that was given.
     pub secret_ttl: Duration,
-    pub tls: tls::Options,
+    /// What the certificates are used with.
+    pub tls: tls::Context,
 }
 
 /// Why there is no certificate for a connection.
@@ -133,7 +134,7 @@ pub struct Identities {
 #[derive(Debug)]
 struct Shared {
     ca: Arc<dyn Sign>,
-    tls: tls::Options,
+    tls: tls::Context,
     tasks: TaskGroup,
     shutdown: Shutdown,
     runtime: Handle,
@@ -171,16 +172,14 @@ impl Identities {
     /// Outside a runtime.
     #[must_use]
     pub fn new(cfg: CaConfig, tasks: TaskGroup, shutdown: Shutdown) -> Self {
-        let tls = cfg.tls;
-        Self::with(
-            Arc::new(CertificateAuthority::new(cfg)),
-            tls,
-            tasks,
-            shutdown,
-        )
+        let tls = cfg.tls.clone();
+        let ca = Arc::new(CertificateAuthority::new(cfg));
+        let (roots, until) = (Arc::clone(&ca), shutdown.clone());
+        tasks.spawn(async move { roots.follow_roots(until).await });
+        Self::with(ca, tls, tasks, shutdown)
     }
 
-    fn with(ca: Arc<dyn Sign>, tls: tls::Options, tasks: TaskGroup, shutdown: Shutdown) -> Self {
+    fn with(ca: Arc<dyn Sign>, tls: tls::Context, tasks: TaskGroup, shutdown: Shutdown) -> Self {
         Self {
             shared: Arc::new(Shared {
                 ca,

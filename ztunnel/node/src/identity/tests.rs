@@ -62,7 +62,7 @@ impl Clockwork {
         let (ca, shutdown) = (Arc::new(self), Shutdown::default());
         let identities = Identities::with(
             ca.clone(),
-            tls::Options::default(),
+            tls::Context::default(),
             TaskGroup::default(),
             shutdown.clone(),
         );
@@ -576,7 +576,7 @@ fn identities(endpoint: Endpoint) -> Identities {
     let cfg = CaConfig {
         endpoint,
         secret_ttl: 24 * HOUR,
-        tls: tls::Options::default(),
+        tls: tls::Context::default(),
     };
     Identities::new(cfg, TaskGroup::default(), Shutdown::default())
 }

@@ -9,6 +9,7 @@ use ztunnel_mesh::addr::AppAddr;
 use ztunnel_mesh::reason::Reason;
 
 use crate::own_pod::WorkloadUnknown;
+use crate::relay::FarError;
 use crate::state::LookupTimeout;
 
 /// Why a stream or a plain connection does not reach the app.
@@ -33,7 +34,7 @@ pub(super) enum InboundError {
         source: io::Error,
     },
     #[error("the client gave up")]
-    ClientGone(#[source] io::Error),
+    ClientGone(#[source] FarError),
 }
 
 impl From<Refusal> for InboundError {
@@ -51,7 +52,7 @@ impl InboundError {
             Self::Refused(refusal) => refusal.reason,
             Self::Loop { .. } => Reason::Loop,
             Self::AppTimeout { .. } | Self::App { .. } => Reason::DestinationUnreachable,
-            Self::ClientGone(_) => Reason::Reset,
+            Self::ClientGone(err) => err.reason(),
         }
     }
 

@@ -98,7 +98,7 @@ async fn make_tunnel(inner: &Inner, accepted: TcpStream) -> Result<Incoming, Tun
     let making = async {
         let workload = inner.pod.workload().await?;
         let credential = inner.pod.credential(&workload).await?;
-        Ok(accept(accepted, credential.server_config(), &inner.settings).await?)
+        Ok(accept(accepted, &credential, &inner.settings).await?)
     };
     tokio::select! {
         made = making => made,

@@ -10,7 +10,7 @@ use ztunnel_mesh::inbound::plaintext_target;
 
 use super::Inner;
 use super::error::InboundError;
-use crate::relay::{self, ResetOnDrop};
+use crate::relay::{self, FarError, ResetOnDrop};
 use crate::telemetry::{Direction, Record};
 
 pub(super) async fn serve(
@@ -24,7 +24,7 @@ pub(super) async fn serve(
     record.dst = Some(local);
     let reached = tokio::select! {
         reached = reach(inner, &mut record, client, local) => reached,
-        err = relay::broken(accepted.get()) => Err(InboundError::ClientGone(err)),
+        err = relay::broken(accepted.get()) => Err(InboundError::ClientGone(FarError::Broken(err))),
     };
     let app = match reached {
         Ok(app) => app,

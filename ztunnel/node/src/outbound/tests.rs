@@ -143,7 +143,7 @@ impl Node {
         let cfg = CaConfig {
             endpoint: setup.start().await.endpoint,
             secret_ttl: 24 * HOUR,
-            tls: tls::Options::default(),
+            tls: tls::Context::default(),
         };
         let (writer, mesh) = mesh_channel();
         Self {

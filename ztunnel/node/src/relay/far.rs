@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use ztunnel_hbone::ErrorCode;
+use ztunnel_mesh::reason::Reason;
 
 /// One end of a connection with a flow control of its own. Dropping it before both directions have ended tells
 /// the peer that the connection broke.
@@ -45,4 +46,18 @@ pub enum FarError {
     Reset(ErrorCode),
     #[error("the connection to the peer broke")]
     Broken(#[source] io::Error),
+    /// This side has ended everything with the peer.
+    #[error("the tunnel was cut: {0}")]
+    Cut(Reason),
+}
+
+impl FarError {
+    /// The reason a connection ends with.
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::Reset(_) | Self::Broken(_) => Reason::Reset,
+            Self::Cut(reason) => *reason,
+        }
+    }
 }

@@ -29,7 +29,8 @@ impl RelayError {
     #[must_use]
     pub const fn reason(&self) -> Reason {
         match self {
-            Self::App(_) | Self::Far(_) => Reason::Reset,
+            Self::App(_) => Reason::Reset,
+            Self::Far(err) => err.reason(),
         }
     }
 }

@@ -149,7 +149,8 @@ fn check_identity(leaf: &CertificateDer<'_>, expected: &Identity) -> Result<(), 
     Ok(())
 }
 
-fn validity(leaf: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), ChainError> {
+/// From when to when a certificate is good.
+pub(super) fn validity(leaf: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), ChainError> {
     let (_, leaf) = X509Certificate::from_der(leaf).map_err(|err| ChainError::Leaf {
         reason: err.to_string(),
     })?;

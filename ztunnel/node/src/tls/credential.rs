@@ -8,13 +8,16 @@ use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 use ztunnel_mesh::name::Identity;
 
 use super::chain::{Chain, ChainError};
-use super::provider::{Options, provider};
-use super::verify::{ExpectedServer, PeerRoots, TrustDomainClient};
+use super::context::Context;
+use super::handshake::HandshakeError;
+use super::live::RevocationWatch;
+use super::trust::Share;
+use super::verify::{ExpectedServer, PeerRoots, TrustDomainClient, Usage};
 
 const ALPN: &[u8] = b"h2";
 
@@ -27,6 +30,11 @@ impl PrivateKey {
     pub fn from_pkcs8(der: Zeroizing<Vec<u8>>) -> Self {
         Self(der)
     }
+
+    #[cfg(test)]
+    pub(super) fn der(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 impl fmt::Debug for PrivateKey {
@@ -35,13 +43,15 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
-/// Certificate, key and roots of one identity. Never changes: renewal makes another one, and connections keep the
-/// one they were made with.
+/// Certificate and key of one identity, and its share in the roots that this node trusts. Never changes: renewal makes
+/// another one, and connections keep the one they were made with.
 pub struct Credential {
     identity: Identity,
     not_before: SystemTime,
     not_after: SystemTime,
-    roots: Arc<PeerRoots>,
+    context: Context,
+    roots: PeerRoots,
+    _share: Share,
     client: ClientConfig,
     server: Arc<ServerConfig>,
 }
@@ -56,7 +66,7 @@ impl Credential {
         identity: &Identity,
         key: &PrivateKey,
         cert_chain: &[String],
-        options: Options,
+        context: &Context,
     ) -> Result<Self, ChainError> {
         let chain = Chain::parse(identity, cert_chain)?;
         // Borrowed, so that the only copy is inside the crypto library, which wipes its own.
@@ -65,15 +75,17 @@ impl Credential {
         let certified = CertifiedKey::new(chain.presented, key);
         certified.keys_match().map_err(ChainError::Key)?;
 
-        let provider = provider(options, false);
-        let roots = Arc::new(PeerRoots::new(
-            chain.anchors,
+        let provider = context.provider();
+        let versions = context.options().versions();
+        let share = context.trust().add(&identity.trust_domain, chain.anchors);
+        let roots = PeerRoots::new(
+            Arc::clone(share.current()),
             provider.signature_verification_algorithms,
-        ));
+        );
         let certified = Arc::new(SingleCertAndKey::from(certified));
 
         let mut client = ClientConfig::builder_with_provider(provider.clone())
-            .with_protocol_versions(&[&rustls::version::TLS13])
+            .with_protocol_versions(versions)
             .map_err(ChainError::Tls)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(ExpectedServer::new(
@@ -85,8 +97,8 @@ impl Credential {
         client.enable_sni = false;
         client.resumption = rustls::client::Resumption::disabled();
 
-        let mut server = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
+        let mut server = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(versions)
             .map_err(ChainError::Tls)?
             .with_client_cert_verifier(Arc::new(TrustDomainClient::new(
                 roots.clone(),
@@ -103,7 +115,9 @@ impl Credential {
             identity: identity.clone(),
             not_before: chain.not_before,
             not_after: chain.not_after,
+            context: context.clone(),
             roots,
+            _share: share,
             client,
             server: Arc::new(server),
         })
@@ -138,6 +152,37 @@ impl Credential {
             .dangerous()
             .set_certificate_verifier(Arc::new(ExpectedServer::new(self.roots.clone(), expected)));
         Arc::new(config)
+    }
+
+    /// Lets somebody who talks to the server that showed `certs` be told when one of them is revoked.
+    ///
+    /// # Errors
+    /// When that has happened since the handshake, or there are too many sessions to watch.
+    pub fn watch_server(
+        &self,
+        certs: Option<&[CertificateDer<'static>]>,
+    ) -> Result<RevocationWatch, HandshakeError> {
+        self.watch(certs, Usage::Server)
+    }
+
+    /// As [`Credential::watch_server`], for a client.
+    ///
+    /// # Errors
+    /// As [`Credential::watch_server`].
+    pub fn watch_client(
+        &self,
+        certs: Option<&[CertificateDer<'static>]>,
+    ) -> Result<RevocationWatch, HandshakeError> {
+        self.watch(certs, Usage::Client)
+    }
+
+    fn watch(
+        &self,
+        certs: Option<&[CertificateDer<'static>]>,
+        usage: Usage,
+    ) -> Result<RevocationWatch, HandshakeError> {
+        let certs = certs.unwrap_or_default();
+        self.context.watch(certs, &self.roots, usage)
     }
 
     /// How to accept connections from peers of the same trust domain.

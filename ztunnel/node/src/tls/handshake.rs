@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use ztunnel_mesh::reason::Reason;
 
+use super::live::MAX_SESSIONS;
 use super::verify::WrongIdentity;
 
 /// How long a refused client has to read why.
@@ -31,6 +32,9 @@ pub enum HandshakeError {
     /// The peer, or its certificate, is not right.
     #[error("tls handshake failed")]
     Failed(#[source] io::Error),
+    /// A guard against keeping an eye on everybody.
+    #[error("{MAX_SESSIONS} sessions are watched for revoked certificates already")]
+    TooMany,
 }
 
 impl HandshakeError {
@@ -40,11 +44,12 @@ impl HandshakeError {
         match self {
             Self::Timeout { .. } => Reason::PeerTlsFailed,
             Self::Failed(error) => failure_reason(error),
+            Self::TooMany => Reason::Overloaded,
         }
     }
 }
 
-/// Tells a peer with the wrong identity from every other failure of a TLS stream.
+/// Tells a peer with the wrong identity, or with a revoked one, from every other failure of a TLS stream.
 #[must_use]
 pub fn failure_reason(error: &io::Error) -> Reason {
     let inner = error
@@ -56,6 +61,7 @@ pub fn failure_reason(error: &io::Error) -> Reason {
         {
             Reason::PeerIdentityMismatch
         }
+        Some(rustls::Error::InvalidCertificate(CertificateError::Revoked)) => Reason::PeerRevoked,
         _ => Reason::PeerTlsFailed,
     }
 }

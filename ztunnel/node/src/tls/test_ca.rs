@@ -4,13 +4,16 @@ use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams,
+    CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, RevocationReason,
+    RevokedCertParams, SanType, SerialNumber,
 };
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, TrustAnchor};
 use zeroize::Zeroizing;
 
-use super::{Credential, Options, PrivateKey};
+use super::{Context, Credential, PrivateKey};
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
@@ -20,6 +23,7 @@ pub(crate) struct Leaf {
     pub(crate) names: Vec<SanType>,
     pub(crate) usages: Vec<ExtendedKeyUsagePurpose>,
     pub(crate) valid: Range<SystemTime>,
+    pub(crate) serial: Option<SerialNumber>,
 }
 
 impl Leaf {
@@ -36,6 +40,7 @@ impl Leaf {
                 ExtendedKeyUsagePurpose::ClientAuth,
             ],
             valid: now - HOUR..now + HOUR,
+            serial: None,
         }
     }
 
@@ -44,6 +49,7 @@ impl Leaf {
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = self.names;
         params.extended_key_usages = self.usages;
+        params.serial_number = self.serial;
         params.not_before = self.valid.start.into();
         params.not_after = self.valid.end.into();
         params
@@ -114,8 +120,48 @@ impl TestCa {
     }
 
     pub(crate) fn credential(&self, uri: &str) -> Credential {
+        self.credential_in(&Context::default(), uri)
+    }
+
+    /// A credential of a node that has others, too.
+    pub(crate) fn credential_in(&self, context: &Context, uri: &str) -> Credential {
         let (key, chain) = self.issue(Leaf::uris(&[uri]));
-        Credential::from_chain(&uri.parse().unwrap(), &key, &chain, Options::default()).unwrap()
+        Credential::from_chain(&uri.parse().unwrap(), &key, &chain, context).unwrap()
+    }
+
+    /// The same with a serial number of one's choice.
+    pub(crate) fn numbered(&self, context: &Context, uri: &str, number: u64) -> Credential {
+        let mut leaf = Leaf::uris(&[uri]);
+        leaf.serial = Some(number.into());
+        let (key, chain) = self.issue(leaf);
+        Credential::from_chain(&uri.parse().unwrap(), &key, &chain, context).unwrap()
+    }
+
+    /// The root as handshakes use it.
+    pub(crate) fn anchor(&self) -> TrustAnchor<'static> {
+        let der = CertificateDer::from_pem_slice(self.root.as_bytes()).unwrap();
+        webpki::anchor_from_trusted_cert(&der).unwrap().to_owned()
+    }
+
+    /// A list of this CA, in DER, that takes the certificates with these serial numbers back.
+    pub(crate) fn revoke(&self, serials: &[SerialNumber]) -> Vec<u8> {
+        let now = SystemTime::now();
+        let revoked = serials.iter().map(|serial| RevokedCertParams {
+            serial_number: serial.clone(),
+            revocation_time: (now - HOUR).into(),
+            reason_code: Some(RevocationReason::KeyCompromise),
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: (now - 2 * HOUR).into(),
+            // Overdue: a list counts all the same.
+            next_update: (now - HOUR).into(),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().der().to_vec()
     }
 
     fn chain(&self, leaf: String) -> Vec<String> {
@@ -136,6 +182,8 @@ fn ca_params(name: &str) -> CertificateParams {
     params
         .distinguished_name
         .push(DnType::OrganizationName, name);
+    // To be revoked by name.
+    params.serial_number = Some(SerialNumber::from_slice(name.as_bytes()));
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params

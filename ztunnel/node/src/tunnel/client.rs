@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
-use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::client::TlsStream;
@@ -21,11 +20,12 @@ use ztunnel_mesh::addr::HboneAddr;
 use ztunnel_mesh::name::Identity;
 use ztunnel_mesh::reason::Reason;
 
+use super::cut::Cut;
 use super::keepalive::{Beat, Keepalive};
 use super::settings::TunnelSettings;
 use super::stream::io_error;
 use crate::task::Shutdown;
-use crate::tls::{self, HandshakeError, Negotiated};
+use crate::tls::{self, Credential, HandshakeError, Negotiated, RevocationWatch};
 
 /// Why there is no tunnel to a peer.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +89,7 @@ pub(super) struct Tunnel {
     used: Cell<Instant>,
     /// Never again in the pool.
     retired: Cell<bool>,
+    pub(super) cut: Cut,
 }
 
 impl Tunnel {
@@ -166,13 +167,15 @@ pub(super) struct Driver {
     connection: Connection<TlsStream<TcpStream>, Bytes>,
     keepalive: Option<Keepalive>,
     idle_release: Duration,
+    revocation: RevocationWatch,
 }
 
 /// Makes a tunnel over the TCP connection that `connect` gives.
 pub(super) async fn dial(
     peer: HboneAddr,
     connect: impl Future<Output = io::Result<TcpStream>>,
-    tls: Arc<ClientConfig>,
+    credential: &Credential,
+    expected: Arc<[Identity]>,
     settings: &TunnelSettings,
 ) -> Result<(Rc<Tunnel>, Driver), DialError> {
     let tcp = timeout(settings.connect_timeout, connect)
@@ -182,10 +185,15 @@ pub(super) async fn dial(
             after: settings.connect_timeout,
         })?
         .map_err(|source| DialError::Connect { peer, source })?;
-    let stream = tls::connect(tls, tcp, settings.handshake_timeout)
+    let no_tls = |source| DialError::Tls { peer, source };
+    let config = credential.client_config(expected);
+    let stream = tls::connect(config, tcp, settings.handshake_timeout)
         .await
-        .map_err(|source| DialError::Tls { peer, source })?;
+        .map_err(no_tls)?;
     let (_, session) = stream.get_ref();
+    let revocation = credential
+        .watch_server(session.peer_certificates())
+        .map_err(no_tls)?;
     let facts = TunnelFacts {
         peer: session.peer_certificates().and_then(tls::peer_identity),
         tls: tls::negotiated(session),
@@ -206,12 +214,14 @@ pub(super) async fn dial(
         streams: Cell::new(0),
         used: Cell::new(Instant::now()),
         retired: Cell::new(false),
+        cut: Cut::default(),
     };
     let driver = Driver {
         peer,
         connection,
         keepalive,
         idle_release: settings.idle_release,
+        revocation,
     };
     Ok((Rc::new(tunnel), driver))
 }
@@ -229,6 +239,14 @@ impl Driver {
         let mut stopping = pin!(shutdown.started());
         let mut stopped = false;
         let end = poll_fn(|cx| {
+            // Dropping the connection tells the streams, and they find out why.
+            if self.revocation.poll_revoked(cx).is_ready() {
+                if let Some(tunnel) = tunnel.upgrade() {
+                    tunnel.retired.set(true);
+                    tunnel.cut.set(Reason::PeerRevoked);
+                }
+                return Poll::Ready(Err(io::Error::other(Reason::PeerRevoked.code())));
+            }
             if let Poll::Ready(end) = Pin::new(&mut self.connection).poll(cx) {
                 return Poll::Ready(end.map_err(io_error));
             }

@@ -8,10 +8,12 @@
 //! - Bounded: tunnels per pool, streams per tunnel, bytes buffered per stream and per tunnel, header lists.
 //! - A stream that is dropped before both directions have ended is reset with CONNECT_ERROR. Never with CANCEL, which
 //!   peers take for an orderly end.
+//! - A tunnel whose peer's certificate is revoked ends at once, with all its streams, and each of them says why.
 //!
 //! Absent for now: HBONE in HBONE; a second tunnel to the same peer before the first one is full.
 
 mod client;
+mod cut;
 mod keepalive;
 mod pool;
 mod server;

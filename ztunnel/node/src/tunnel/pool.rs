@@ -62,6 +62,8 @@ pub enum OpenError {
     Reset { peer: HboneAddr, code: ErrorCode },
     #[error("the tunnel to {peer} is closing")]
     Closing { peer: HboneAddr },
+    #[error("the tunnel to {peer} was cut before the answer to the CONNECT: {reason}")]
+    Cut { peer: HboneAddr, reason: Reason },
     #[error("the tunnel to {peer} broke before the answer to the CONNECT")]
     Broken {
         peer: HboneAddr,
@@ -77,6 +79,7 @@ impl OpenError {
             Self::Dial(err) => err.reason(),
             Self::Request { .. } => Reason::NoRoute,
             Self::NoAnswer { .. } | Self::Closing { .. } => Reason::PeerUnreachable,
+            Self::Cut { reason, .. } => *reason,
             Self::Refused { .. } => Reason::PeerRefused,
             Self::Reset { .. } => Reason::PeerProtocol,
             Self::Broken { source, .. } => match source.kind() {
@@ -215,12 +218,14 @@ impl Pool {
             pool: Rc::clone(&self.0),
             key: key.clone(),
         };
-        let tls = to.credential.client_config(Arc::clone(&to.expected));
+        let (credential, expected) = (Arc::clone(&to.credential), Arc::clone(&to.expected));
         // Boxed: the futures of a TLS handshake are large, and tasks of a group are moved around.
         self.0.tasks.spawn_local(Box::pin(async move {
             let pool = Rc::clone(&attempt.pool);
             let key = attempt.key.clone();
-            let dialed = dial(key.peer, connect, tls, &pool.settings).await;
+            let dialed = dial(key.peer, connect, &credential, expected, &pool.settings).await;
+            // Kept no longer than needed: the roots it came with are trusted as long as it is there.
+            drop(credential);
             let (tunnel, driver) = match dialed {
                 Ok(dialed) => dialed,
                 Err(err) => {
@@ -257,7 +262,11 @@ impl Pool {
         let request = request
             .request()
             .map_err(|source| OpenError::Request { peer, source })?;
-        let failed = |err| failure(peer, err);
+        let cut = slot.0.cut.clone();
+        let failed = |err| match cut.reason() {
+            Some(reason) => OpenError::Cut { peer, reason },
+            None => failure(peer, err),
+        };
         let mut requests = slot.0.requests().ready().await.map_err(failed)?;
         let (response, send) = requests.send_request(request, false).map_err(failed)?;
         let after = self.0.settings.answer_timeout;
@@ -268,7 +277,7 @@ impl Pool {
         match Answer::classify(&response) {
             Answer::Open => Ok(Opened {
                 tunnel: slot.0.facts.clone(),
-                stream: Stream::new(send, response.into_body(), Some(slot)),
+                stream: Stream::new(send, response.into_body(), slot.0.cut.clone(), Some(slot)),
             }),
             Answer::Refused(status) => Err(OpenError::Refused { peer, status }),
         }

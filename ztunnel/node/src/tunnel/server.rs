@@ -3,26 +3,29 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::{Connection, SendResponse};
-use rustls::ServerConfig;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
-use ztunnel_hbone::{Answer, Asked, BadConnect, Baggage, Refusal};
+use ztunnel_hbone::{Answer, Asked, BadConnect, Baggage, ErrorCode, Refusal};
 use ztunnel_mesh::reason::Reason;
 
 use super::client::TunnelFacts;
+use super::cut::Cut;
 use super::keepalive::{Beat, Keepalive};
 use super::settings::TunnelSettings;
-use super::stream::{Stream, io_error};
+use super::stream::{Stream, far_error, io_error};
+use crate::relay::FarError;
 use crate::task::Shutdown;
-use crate::tls::{self, HandshakeError};
+use crate::tls::{self, Credential, HandshakeError, RevocationWatch};
+
+/// How long a client that is cut off has to take the news.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Why a connection to 15008 did not become a tunnel.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +55,8 @@ pub enum TunnelError {
     Dead { after: Duration },
     #[error("the tunnel broke")]
     Broken(#[source] io::Error),
+    #[error("the client's certificate was revoked")]
+    Revoked,
 }
 
 /// An incoming tunnel.
@@ -60,6 +65,8 @@ pub struct Incoming {
     keepalive: Option<Keepalive>,
     ping_timeout: Duration,
     facts: TunnelFacts,
+    revocation: RevocationWatch,
+    cut: Cut,
 }
 
 /// Makes a tunnel of a TCP connection that came to 15008.
@@ -68,14 +75,17 @@ pub struct Incoming {
 /// When the client has no acceptable certificate, speaks something else, or takes too long.
 pub async fn accept(
     tcp: TcpStream,
-    tls: Arc<ServerConfig>,
+    credential: &Credential,
     settings: &TunnelSettings,
 ) -> Result<Incoming, AcceptError> {
     let after = settings.handshake_timeout;
-    let stream = tls::accept(tls, tcp, after)
+    let stream = tls::accept(credential.server_config(), tcp, after)
         .await
         .map_err(AcceptError::Tls)?;
     let (_, session) = stream.get_ref();
+    let revocation = credential
+        .watch_client(session.peer_certificates())
+        .map_err(AcceptError::Tls)?;
     let facts = TunnelFacts {
         peer: session.peer_certificates().and_then(tls::peer_identity),
         tls: tls::negotiated(session),
@@ -92,6 +102,8 @@ pub async fn accept(
         keepalive,
         ping_timeout: settings.ping_timeout,
         facts,
+        revocation,
+        cut: Cut::default(),
     })
 }
 
@@ -114,7 +126,10 @@ impl Incoming {
     ) -> Result<(), TunnelError> {
         let mut stopping = pin!(shutdown.started());
         let mut stopped = false;
-        poll_fn(|cx| {
+        let ended = poll_fn(|cx| {
+            if self.revocation.poll_revoked(cx).is_ready() {
+                return Poll::Ready(Err(TunnelError::Revoked));
+            }
             if !stopped && stopping.as_mut().poll(cx).is_ready() {
                 stopped = true;
                 self.connection.graceful_shutdown();
@@ -122,7 +137,7 @@ impl Incoming {
             loop {
                 match self.connection.poll_accept(cx) {
                     Poll::Ready(Some(Ok((request, respond)))) => {
-                        serve(Request::new(request, respond));
+                        serve(Request::new(request, respond, self.cut.clone()));
                     }
                     Poll::Ready(Some(Err(err))) => {
                         return Poll::Ready(Err(TunnelError::Broken(io_error(err))));
@@ -146,7 +161,21 @@ impl Incoming {
                 Some(Poll::Pending) | None => Poll::Pending,
             }
         })
-        .await
+        .await;
+        if let Err(TunnelError::Revoked) = ended {
+            self.cut_off().await;
+        }
+        ended
+    }
+
+    /// Ends all streams at once. The client gets a GOAWAY without an error code, as it would from other
+    /// implementations, and a moment to take it.
+    async fn cut_off(&mut self) {
+        self.cut.set(Reason::PeerRevoked);
+        self.connection.abrupt_shutdown(h2::Reason::NO_ERROR);
+        let closed = poll_fn(|cx| self.connection.poll_closed(cx));
+        // It ends now, however it takes it.
+        drop(timeout(LAST_WORD, closed).await);
     }
 }
 
@@ -155,15 +184,17 @@ pub struct Request {
     asked: Result<Asked, BadConnect>,
     respond: SendResponse<Bytes>,
     recv: RecvStream,
+    cut: Cut,
 }
 
 impl Request {
-    fn new(request: http::Request<RecvStream>, respond: SendResponse<Bytes>) -> Self {
+    fn new(request: http::Request<RecvStream>, respond: SendResponse<Bytes>, cut: Cut) -> Self {
         let (head, recv) = request.into_parts();
         Self {
             asked: Asked::parse(http::Request::from_parts(head, ())),
             respond,
             recv,
+            cut,
         }
     }
 
@@ -176,10 +207,10 @@ impl Request {
     }
 
     /// Resolves when the client does not want it any more.
-    pub async fn canceled(&mut self) -> io::Error {
+    pub async fn canceled(&mut self) -> FarError {
         match poll_fn(|cx| self.respond.poll_reset(cx)).await {
-            Ok(_) => io::ErrorKind::ConnectionReset.into(),
-            Err(err) => io_error(err),
+            Ok(code) => FarError::Reset(ErrorCode(code.into())),
+            Err(err) => far_error(&self.cut, err),
         }
     }
 
@@ -187,12 +218,12 @@ impl Request {
     ///
     /// # Errors
     /// When the client is gone.
-    pub fn open(mut self, own: &Baggage<'_>) -> io::Result<Stream> {
+    pub fn open(mut self, own: &Baggage<'_>) -> Result<Stream, FarError> {
         let send = self
             .respond
             .send_response(Answer::open(own), false)
-            .map_err(io_error)?;
-        Ok(Stream::new(send, self.recv, None))
+            .map_err(|err| far_error(&self.cut, err))?;
+        Ok(Stream::new(send, self.recv, self.cut, None))
     }
 
     /// Tells the client no.

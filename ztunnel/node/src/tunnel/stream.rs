@@ -8,6 +8,7 @@ use h2::{RecvStream, SendStream};
 use ztunnel_hbone::{ErrorCode, Received};
 
 use super::client::Slot;
+use super::cut::Cut;
 use crate::relay::{Far, FarError};
 
 /// An open stream: bytes flow both ways.
@@ -18,18 +19,25 @@ pub struct Stream {
     reserved: usize,
     sent_end: bool,
     received_end: bool,
+    cut: Cut,
     /// Its place in the outgoing tunnel.
     _slot: Option<Slot>,
 }
 
 impl Stream {
-    pub(super) fn new(send: SendStream<Bytes>, recv: RecvStream, slot: Option<Slot>) -> Self {
+    pub(super) fn new(
+        send: SendStream<Bytes>,
+        recv: RecvStream,
+        cut: Cut,
+        slot: Option<Slot>,
+    ) -> Self {
         Self {
             send,
             recv,
             reserved: 0,
             sent_end: false,
             received_end: false,
+            cut,
             _slot: slot,
         }
     }
@@ -45,6 +53,10 @@ impl Stream {
 
 impl Far for Stream {
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, FarError>> {
+        // What the library still has buffered came from a peer that is not believed any more.
+        if let Some(reason) = self.cut.reason() {
+            return Poll::Ready(Err(FarError::Cut(reason)));
+        }
         loop {
             match ready!(self.recv.poll_data(cx)) {
                 // Only END_STREAM may come in a frame without data; a peer that sends others is passed over.
@@ -55,7 +67,7 @@ impl Far for Stream {
                     return Poll::Ready(Ok(None));
                 }
                 Some(Err(err)) => {
-                    let err = far_error(err);
+                    let err = far_error(&self.cut, err);
                     if let FarError::Reset(code) = err {
                         self.received_end = code.received() == Received::End;
                     }
@@ -86,7 +98,7 @@ impl Far for Stream {
             }
             match ready!(self.send.poll_capacity(cx)) {
                 Some(Ok(_)) => {}
-                Some(Err(err)) => return Poll::Ready(Err(far_error(err))),
+                Some(Err(err)) => return Poll::Ready(Err(far_error(&self.cut, err))),
                 None => return Poll::Ready(Err(self.closed())),
             }
         }
@@ -119,9 +131,10 @@ impl Far for Stream {
     }
 
     fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<FarError> {
-        self.send.poll_reset(cx).map(|reset| match reset {
+        let reset = ready!(self.send.poll_reset(cx));
+        Poll::Ready(match reset {
             Ok(code) => FarError::Reset(ErrorCode(code.into())),
-            Err(err) => far_error(err),
+            Err(err) => far_error(&self.cut, err),
         })
     }
 }
@@ -135,7 +148,10 @@ impl Drop for Stream {
     }
 }
 
-fn far_error(err: h2::Error) -> FarError {
+pub(super) fn far_error(cut: &Cut, err: h2::Error) -> FarError {
+    if let Some(reason) = cut.reason() {
+        return FarError::Cut(reason);
+    }
     match err.reason() {
         Some(code) if err.is_reset() => FarError::Reset(ErrorCode(code.into())),
         _ => FarError::Broken(io_error(err)),

@@ -2,6 +2,7 @@
 
 mod pool;
 mod relayed;
+mod revoked;
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -80,9 +81,9 @@ impl Server {
                     accepted.set(accepted.get() + 1);
                     let (serve, ended) = (Rc::clone(&serve), Rc::clone(&ended));
                     let (shutdown, streams) = (shutdown.clone(), tasks.clone());
-                    let (tls, settings) = (credential.server_config(), Rc::clone(&settings));
+                    let (credential, settings) = (Rc::clone(&credential), Rc::clone(&settings));
                     tasks.spawn_local(async move {
-                        let end = match accept(tcp, tls, &settings).await {
+                        let end = match accept(tcp, &credential, &settings).await {
                             Ok(incoming) => {
                                 let serve = |request| streams.spawn_local(serve(request));
                                 match incoming.run(&shutdown, serve).await {

@@ -183,7 +183,7 @@ fn a_client_of_another_ca_is_refused() {
             &WEB.parse().unwrap(),
             &key,
             &chain,
-            crate::tls::Options::default(),
+            &crate::tls::Context::default(),
         );
         client.to.credential = Arc::new(credential.unwrap());
         for result in client.open_all(5).await {

@@ -1,9 +1,11 @@
+mod negotiation;
+mod revocation;
+
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{ExtendedKeyUsagePurpose, SanType};
-use rustls::crypto::aws_lc_rs::{cipher_suite, kx_group};
 use rustls::{AlertDescription, ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
@@ -23,6 +25,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 /// What each side makes of a handshake and of the first byte from the other.
 struct Outcome {
+    /// Of a client that got as far.
+    kind: Option<rustls::HandshakeKind>,
     client: Result<(Option<Identity>, Negotiated), io::Error>,
     server: Result<(Option<Identity>, Negotiated), HandshakeError>,
 }
@@ -65,12 +69,14 @@ fn assert_alert(error: &io::Error, alert: AlertDescription) {
 
 async fn handshake(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Outcome {
     let (near, far) = tokio::io::duplex(64 * 1024);
+    let mut kind = None;
     let client = async {
         let mut stream = match connect(client, near, DEADLINE).await {
             Ok(stream) => stream,
             Err(HandshakeError::Failed(error)) => return Err(error),
             Err(error) => panic!("{error}"),
         };
+        kind = stream.get_ref().1.handshake_kind();
         // In TLS 1.3 the client is done before the server has seen its certificate.
         assert_eq!(stream.read_u8().await?, b'!');
         let tls = stream.get_ref().1;
@@ -91,7 +97,11 @@ async fn handshake(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Outc
         ))
     };
     let (client, server) = tokio::join!(client, server);
-    Outcome { client, server }
+    Outcome {
+        kind,
+        client,
+        server,
+    }
 }
 
 fn expected(uris: &[&str]) -> Arc<[Identity]> {
@@ -101,7 +111,7 @@ fn expected(uris: &[&str]) -> Arc<[Identity]> {
 /// A credential out of a certificate with a flaw that our own checks would not let pass.
 fn flawed(ca: &TestCa, uri: &str, leaf: Leaf) -> Credential {
     let (key, chain) = ca.issue(leaf);
-    Credential::from_chain(&uri.parse().unwrap(), &key, &chain, Options::default()).unwrap()
+    Credential::from_chain(&uri.parse().unwrap(), &key, &chain, &Context::default()).unwrap()
 }
 
 #[tokio::test]
@@ -211,7 +221,7 @@ fn client_of(roots: &TestCa, credential_of: &TestCa, leaf: Leaf) -> Arc<ClientCo
     chain.pop();
     chain.push(roots.root.clone());
     let uri = WEB.parse().unwrap();
-    Credential::from_chain(&uri, &key, &chain, Options::default())
+    Credential::from_chain(&uri, &key, &chain, &Context::default())
         .unwrap()
         .client_config(expected(&[DB]))
 }
@@ -302,81 +312,6 @@ async fn client_that_speaks_no_http2_is_refused() {
 }
 
 #[tokio::test]
-async fn server_prefers_aes_128_and_takes_what_others_offer() {
-    let ca = TestCa::new("one");
-    let (aes_128, aes_256) = (
-        cipher_suite::TLS13_AES_128_GCM_SHA256,
-        cipher_suite::TLS13_AES_256_GCM_SHA384,
-    );
-    for (offered, chosen) in [
-        (vec![aes_256, aes_128], "TLS_AES_128_GCM_SHA256"),
-        (vec![aes_256], "TLS_AES_256_GCM_SHA384"),
-    ] {
-        let negotiated = handshake(
-            other_client(&ca, offered),
-            ca.credential(DB).server_config(),
-        )
-        .await
-        .assert_accepted(DB, WEB);
-        assert_eq!(negotiated.cipher, chosen);
-        assert_eq!(negotiated.key_exchange, "X25519");
-    }
-    let chacha = vec![cipher_suite::TLS13_CHACHA20_POLY1305_SHA256];
-    handshake(other_client(&ca, chacha), ca.credential(DB).server_config())
-        .await
-        .assert_server_refuses(Reason::PeerTlsFailed, AlertDescription::HandshakeFailure);
-}
-
-/// A client with other cryptography than ours.
-fn other_client(ca: &TestCa, suites: Vec<rustls::SupportedCipherSuite>) -> Arc<ClientConfig> {
-    let provider = rustls::crypto::CryptoProvider {
-        cipher_suites: suites,
-        kx_groups: vec![kx_group::X25519],
-        ..rustls::crypto::aws_lc_rs::default_provider()
-    };
-    let ours = ca.credential(WEB).client_config(expected(&[DB]));
-    let roots = Arc::new(verify::PeerRoots::new(
-        vec![anchor(&ca.root)],
-        provider.signature_verification_algorithms,
-    ));
-    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verify::ExpectedServer::new(
-            roots,
-            expected(&[DB]),
-        )))
-        .with_client_cert_resolver(ours.client_auth_cert_resolver.clone());
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Arc::new(config)
-}
-
-fn anchor(pem: &str) -> rustls_pki_types::TrustAnchor<'static> {
-    use rustls_pki_types::pem::PemObject as _;
-    let der = rustls_pki_types::CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
-    webpki::anchor_from_trusted_cert(&der).unwrap().to_owned()
-}
-
-#[tokio::test]
-async fn post_quantum_only_refuses_classic_key_exchange() {
-    let ca = TestCa::new("one");
-    let (key, chain) = ca.issue(Leaf::uris(&[DB]));
-    let strict = Options {
-        only_post_quantum: true,
-    };
-    let db = Credential::from_chain(&DB.parse().unwrap(), &key, &chain, strict).unwrap();
-    let web = ca.credential(WEB);
-    handshake(web.client_config(expected(&[DB])), db.server_config())
-        .await
-        .assert_accepted(DB, WEB);
-    let classic = other_client(&ca, vec![cipher_suite::TLS13_AES_128_GCM_SHA256]);
-    handshake(classic, db.server_config())
-        .await
-        .assert_server_refuses(Reason::PeerTlsFailed, AlertDescription::HandshakeFailure);
-}
-
-#[tokio::test]
 async fn client_hello_names_no_server() {
     let ca = TestCa::new("one");
     let config = ca.credential(WEB).client_config(expected(&[DB]));
@@ -459,7 +394,7 @@ async fn refused_client_that_is_busy_sending_reads_the_alert() {
 
 /// Reads what a CA answered for `WEB` and says what is wrong with it.
 fn reject(key: &PrivateKey, chain: &[String]) -> String {
-    Credential::from_chain(&WEB.parse().unwrap(), key, chain, Options::default())
+    Credential::from_chain(&WEB.parse().unwrap(), key, chain, &Context::default())
         .expect_err("the chain is rejected")
         .to_string()
 }
@@ -542,6 +477,79 @@ fn chains_that_are_rejected() {
 }
 
 #[tokio::test]
+async fn roots_are_those_of_the_node_and_the_trust_domain() {
+    let (old, new) = (TestCa::new("old"), TestCa::new("new"));
+    let here = Context::default();
+    let web = old.credential_in(&here, WEB);
+    // A peer on another node, which was renewed first.
+    let bundle = format!("{}{}", old.root, new.root);
+    let with_both = |ca: &TestCa, context: &Context, uri: &str| {
+        let (key, mut chain) = ca.issue(Leaf::uris(&[uri]));
+        *chain.last_mut().unwrap() = bundle.clone();
+        Credential::from_chain(&uri.parse().unwrap(), &key, &chain, context).unwrap()
+    };
+    let db = with_both(&new, &Context::default(), DB);
+    let call = || handshake(web.client_config(expected(&[DB])), db.server_config());
+    call()
+        .await
+        .assert_client_refuses(Reason::PeerTlsFailed, AlertDescription::UnknownCA);
+    // A neighbor of the client's is renewed: what the CA told it, it told the node.
+    let neighbor = with_both(&old, &here, "spiffe://cluster.local/ns/shop/sa/near");
+    call().await.assert_accepted(DB, WEB);
+    // The other trust domain of the node learns nothing of it.
+    let foreign = old.credential_in(&here, OTHER_DOMAIN);
+    handshake(foreign.client_config(expected(&[DB])), db.server_config())
+        .await
+        .assert_client_refuses(Reason::PeerTlsFailed, AlertDescription::UnknownCA);
+    drop(neighbor);
+    call()
+        .await
+        .assert_client_refuses(Reason::PeerTlsFailed, AlertDescription::UnknownCA);
+}
+
+#[tokio::test]
+async fn chain_that_was_verified_is_still_judged_by_who_it_names_and_who_asks() {
+    let ca = TestCa::new("one");
+    let context = Context::default();
+    let (web, db) = (
+        ca.credential_in(&context, WEB),
+        ca.credential_in(&context, DB),
+    );
+    for _ in 0..2 {
+        handshake(web.client_config(expected(&[DB])), db.server_config())
+            .await
+            .assert_accepted(DB, WEB);
+    }
+    handshake(web.client_config(expected(&[WEB])), db.server_config())
+        .await
+        .assert_client_refuses(
+            Reason::PeerIdentityMismatch,
+            AlertDescription::CertificateUnknown,
+        );
+    // What is good for a client is not thereby good for a server.
+    let mut leaf = Leaf::uris(&[WEB]);
+    leaf.usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let (key, chain) = ca.issue(leaf);
+    let only_client =
+        Credential::from_chain(&WEB.parse().unwrap(), &key, &chain, &context).unwrap();
+    handshake(
+        only_client.client_config(expected(&[DB])),
+        db.server_config(),
+    )
+    .await
+    .assert_accepted(DB, WEB);
+    handshake(
+        db.client_config(expected(&[WEB])),
+        only_client.server_config(),
+    )
+    .await
+    .assert_client_refuses(
+        Reason::PeerTlsFailed,
+        AlertDescription::UnsupportedCertificate,
+    );
+}
+
+#[tokio::test]
 async fn bundle_of_several_roots_is_taken_whole() {
     let (one, two) = (TestCa::new("one"), TestCa::new("two"));
     // An unusable root among them costs only itself.
@@ -550,7 +558,7 @@ async fn bundle_of_several_roots_is_taken_whole() {
     let credential = |ca: &TestCa, uri: &str| {
         let (key, mut chain) = ca.issue(Leaf::uris(&[uri]));
         *chain.last_mut().unwrap() = bundle.clone();
-        Credential::from_chain(&uri.parse().unwrap(), &key, &chain, Options::default()).unwrap()
+        Credential::from_chain(&uri.parse().unwrap(), &key, &chain, &Context::default()).unwrap()
     };
     let (web, db) = (credential(&one, WEB), credential(&two, DB));
     handshake(web.client_config(expected(&[DB])), db.server_config())
@@ -570,19 +578,48 @@ fn refresh_is_due_at_half_of_the_own_validity() {
     assert_eq!(refresh(24 * HOUR), start + 12 * HOUR);
 }
 
+/// Whatever prints as bytes, in decimal, hexadecimal or base64, would show some of the key.
 #[test]
-fn credential_does_not_print_its_key() {
+fn nothing_that_holds_a_key_prints_it() {
+    use base64::Engine as _;
+
     let ca = TestCa::new("one");
     let (key, chain) = ca.issue(Leaf::uris(&[WEB]));
-    assert_eq!(format!("{key:?}"), "PrivateKey(..)");
-    let credential =
-        Credential::from_chain(&WEB.parse().unwrap(), &key, &chain, Options::default()).unwrap();
-    let printed = format!("{credential:?}");
-    assert!(
-        printed.starts_with("Credential { identity: Identity {"),
-        "{printed}"
+    let der = key.der().to_vec();
+    // In PKCS#8 of P-256 the secret number has this place, and the public half comes later.
+    let secret = &der[36..68];
+    let forms = [
+        format!("{secret:?}").trim_matches(['[', ']']).to_owned(),
+        secret.iter().map(|byte| format!("{byte:02x}")).collect(),
+        secret.iter().map(|byte| format!("{byte:02X}")).collect(),
+        base64::prelude::BASE64_STANDARD.encode(&der)[48..88].to_owned(),
+    ];
+    let context = Context::default();
+    let credential = Credential::from_chain(&WEB.parse().unwrap(), &key, &chain, &context).unwrap();
+    let (client, server) = (
+        credential.client_config(expected(&[DB])),
+        credential.server_config(),
     );
-    assert!(printed.ends_with(", .. }"), "{printed}");
+    let printed = [
+        format!("{key:?}"),
+        format!("{credential:?}"),
+        format!("{client:?} {client:#?}"),
+        format!("{server:?} {server:#?}"),
+        format!("{context:?}"),
+        format!(
+            "{:?}",
+            Credential::from_chain(&DB.parse().unwrap(), &key, &chain, &context)
+        ),
+    ];
+    // The forms are what a careless holder would print.
+    assert!(format!("{der:?}").contains(&forms[0]));
+    for printed in printed {
+        assert!(!printed.is_empty());
+        for form in &forms {
+            assert!(!printed.contains(form), "{printed}");
+        }
+    }
+    assert_eq!(format!("{key:?}"), "PrivateKey(..)");
 }
 
 #[test]
