@@ -225,7 +225,7 @@ impl Conversation {
         let addresses = workloads().flat_map(|w| w.addresses.iter().copied());
         let vips = self.mesh.services().take(4).flat_map(|s| &s.vips);
         let some: Vec<IpAddr> = addresses
-            .chain(vips.map(|vip| vip.net.addr()))
+            .chain(vips.map(|vip| vip.net().addr()))
             .take(16)
             .collect();
         for from in workloads() {
