@@ -104,7 +104,7 @@ fn a_large_response_is_taken_and_its_memory_given_back() {
     let before = private_bytes(node);
     let answered = plane.answers().len();
 
-    plane.announce_giants(150, MIB);
+    plane.announce_giants(200, MIB * 3 / 4);
     lab.settle().unwrap();
     let answers = plane.answers().split_off(answered);
     assert_eq!(answers.len(), 2, "one of each node: {answers:?}");

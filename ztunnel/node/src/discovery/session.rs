@@ -29,6 +29,8 @@ use held::Held;
 
 /// How many rejections a NACK spells out.
 const NACK_DETAILS: usize = 100;
+/// How much of one. The names are not ours, and a request has a limit at the control plane.
+const NACK_DETAIL: usize = 1024;
 
 /// What stays of a conversation from stream to stream.
 #[derive(Debug)]
@@ -356,7 +358,11 @@ fn nack(rejected: &[(String, ConvertError)]) -> String {
     let mut reasons: Vec<String> = rejected
         .iter()
         .take(NACK_DETAILS)
-        .map(|(name, error)| format!("{name}: {error}"))
+        .map(|(name, error)| {
+            let mut detail = format!("{name}: {error}");
+            detail.truncate(detail.floor_char_boundary(NACK_DETAIL));
+            detail
+        })
         .collect();
     if let Some(more) = rejected.len().checked_sub(NACK_DETAILS).filter(|n| *n > 0) {
         reasons.push(format!("and {more} more"));

@@ -139,10 +139,12 @@ fn a_rejected_update_leaves_the_accepted_version_on_record() {
 
 #[test]
 fn a_nack_has_a_bounded_length() {
-    let resources = (0..1000).map(|i| broken(&i.to_string(), "")).collect();
-    let received = session().receive(addresses(resources, &[]));
+    let long = "ü".repeat(50_000);
+    let resources = (0..1000).map(|i| broken(&format!("{i}{long}"), ""));
+    let received = session().receive(addresses(resources.collect(), &[]));
     let message = received.answer.error_detail.unwrap().message;
     assert!(message.ends_with("; and 900 more"), "{message}");
+    assert!(message.len() < 200_000, "{}", message.len());
 }
 
 #[test]
