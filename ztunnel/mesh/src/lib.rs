@@ -13,10 +13,13 @@ pub mod decide;
 mod endpoints;
 #[cfg(test)]
 mod fixture;
+mod flow;
 pub mod inbound;
 pub mod name;
 pub mod partial;
+mod policies;
 pub mod policy;
+mod policy_set;
 mod ranges;
 pub mod reason;
 pub mod service;

@@ -3,7 +3,7 @@
 //! Strings are shared, so a clone costs a reference count. Parsed once at the edge; a value of these types is
 //! always well formed.
 
-use alloc::string::String;
+use alloc::string::{String, ToString as _};
 use alloc::sync::Arc;
 use core::fmt;
 use core::str::FromStr;
@@ -12,6 +12,8 @@ use core::str::FromStr;
 pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 /// The service account of a workload that names none.
 pub const DEFAULT_SERVICE_ACCOUNT: &str = "default";
+
+const SCHEME: &str = "spiffe://";
 
 /// The uid of a pod as its source of enrolment knows it (the Kubernetes pod uid).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -99,7 +101,7 @@ impl fmt::Display for Identity {
         } = self;
         write!(
             f,
-            "spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"
+            "{SCHEME}{trust_domain}/ns/{namespace}/sa/{service_account}"
         )
     }
 }
@@ -114,7 +116,7 @@ impl FromStr for Identity {
 
     fn from_str(uri: &str) -> Result<Self, BadIdentity> {
         let bad = || BadIdentity(uri.into());
-        let mut parts = uri.strip_prefix("spiffe://").ok_or_else(bad)?.split('/');
+        let mut parts = uri.strip_prefix(SCHEME).ok_or_else(bad)?.split('/');
         let mut next = || parts.next().ok_or_else(bad);
         let (trust_domain, ns, namespace, sa, service_account) =
             (next()?, next()?, next()?, next()?, next()?);
@@ -129,10 +131,50 @@ impl FromStr for Identity {
     }
 }
 
+/// An identity that was proved, with the text that policies compare: made once for a tunnel, compared for each of
+/// its streams.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Principal {
+    identity: Identity,
+    /// The SPIFFE id without its scheme.
+    text: Arc<str>,
+}
+
+impl Principal {
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    #[must_use]
+    pub fn into_identity(self) -> Identity {
+        self.identity
+    }
+
+    /// As policies spell it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.identity.fmt(f)
+    }
+}
+
+impl From<Identity> for Principal {
+    fn from(identity: Identity) -> Self {
+        let uri = identity.to_string();
+        let text = uri.strip_prefix(SCHEME).unwrap_or(&uri).into();
+        Self { identity, text }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::string::ToString;
 
     #[test]
     fn identity_survives_a_round_trip() {

@@ -9,7 +9,6 @@
 //! the workload belongs to. A service whose load balancing prefers other things than before has its endpoints
 //! arranged anew.
 
-use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::hash::{BuildHasher as _, Hash};
@@ -21,7 +20,10 @@ use ipnet::IpNet;
 use crate::endpoints::{Endpoint, Endpoints};
 use crate::name::{PodName, PolicyName, ServiceName};
 use crate::partial::Partial;
-use crate::policy::{Policy, PolicyScope};
+use crate::policies::Policies;
+pub(crate) use crate::policies::PolicyVersion;
+use crate::policy::Policy;
+use crate::policy_set::PolicySet;
 use crate::ranges::RangeLengths;
 use crate::service::Service;
 use crate::trie::Trie;
@@ -43,14 +45,10 @@ pub struct Mesh {
     range_lengths: RangeLengths,
     /// Also of services that are not known yet.
     endpoints: Trie<Arc<Endpoints>>,
-    policies: Arc<Policies>,
-    global_policies: Arc<Policies>,
-    namespace_policies: Arc<BTreeMap<Arc<str>, Policies>>,
+    policies: Policies,
     /// None when everything is known.
     pub(crate) partial: Option<Partial>,
 }
-
-type Policies = BTreeMap<PolicyName, Arc<Policy>>;
 
 /// One response of the control plane: upserts take effect before removals.
 #[derive(Clone, Debug, Default)]
@@ -183,11 +181,19 @@ impl Mesh {
         self.policies.get(name)
     }
 
+    /// The policies that apply to every workload.
+    pub(crate) fn global_policies(&self) -> Option<Arc<PolicySet>> {
+        self.policies.global()
+    }
+
     /// The policies that apply to every workload of a namespace.
-    pub fn policies_of_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<Policy>> {
-        let of_namespace = self.namespace_policies.get(namespace).into_iter().flatten();
-        let all = self.global_policies.iter().chain(of_namespace);
-        all.map(|(_, policy)| policy)
+    pub(crate) fn namespace_policies(&self, namespace: &str) -> Option<Arc<PolicySet>> {
+        self.policies.of_namespace(namespace)
+    }
+
+    /// Another one whenever any policy has changed.
+    pub(crate) fn policy_version(&self) -> PolicyVersion {
+        self.policies.version()
     }
 
     /// All workloads, in no order.
@@ -202,7 +208,7 @@ impl Mesh {
 
     /// All policies, by name.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
-        self.policies.values()
+        self.policies.iter()
     }
 
     /// How many workloads, services and policies there are.
@@ -223,15 +229,16 @@ impl Mesh {
             match upsert {
                 Upsert::Workload(workload) => next.put_workload(&workload),
                 Upsert::Service(service) => next.put_service(&service),
-                Upsert::Policy(policy) => next.put_policy(policy),
+                Upsert::Policy(policy) => next.policies.put(policy),
             }
         }
         for removal in delta.removals {
             match removal {
                 Removal::Address(name) => next.remove_address(&name),
-                Removal::Policy(name) => next.remove_policy(&name),
+                Removal::Policy(name) => next.policies.remove(&name),
             }
         }
+        next.policies.compile();
         next
     }
 
@@ -351,42 +358,6 @@ impl Mesh {
         }
         let hostname = self.hash(&*old.key.hostname);
         self.services_by_hostname.remove(hostname, is_it);
-    }
-
-    fn put_policy(&mut self, policy: Arc<Policy>) {
-        self.remove_policy(&policy.key);
-        let (key, namespace) = (policy.key.clone(), &policy.key.namespace);
-        match policy.scope {
-            PolicyScope::Global => {
-                Arc::make_mut(&mut self.global_policies).insert(key.clone(), Arc::clone(&policy));
-            }
-            PolicyScope::Namespace => {
-                let namespaces = Arc::make_mut(&mut self.namespace_policies);
-                let of_namespace = namespaces.entry(Arc::clone(namespace)).or_default();
-                of_namespace.insert(key.clone(), Arc::clone(&policy));
-            }
-            PolicyScope::WorkloadSelector => {}
-        }
-        Arc::make_mut(&mut self.policies).insert(key, policy);
-    }
-
-    fn remove_policy(&mut self, name: &PolicyName) {
-        if !self.policies.contains_key(name) {
-            return;
-        }
-        Arc::make_mut(&mut self.policies).remove(name);
-        if self.global_policies.contains_key(name) {
-            Arc::make_mut(&mut self.global_policies).remove(name);
-        }
-        if self.namespace_policies.contains_key(&name.namespace) {
-            let namespaces = Arc::make_mut(&mut self.namespace_policies);
-            if let Some(of_namespace) = namespaces.get_mut(&name.namespace) {
-                of_namespace.remove(name);
-                if of_namespace.is_empty() {
-                    namespaces.remove(&name.namespace);
-                }
-            }
-        }
     }
 
     // A uid may look like the key of a service, and the wire has one name for both: whatever has it is gone. A name

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ztunnel_hbone::Baggage;
+use ztunnel_mesh::authorize::PodPolicies;
 use ztunnel_mesh::name::{Identity, PodName};
 use ztunnel_mesh::{Mesh, Workload};
 
@@ -33,6 +34,8 @@ pub struct OwnPod {
     /// The ports of the proxy's listeners in the pod.
     ports: Arc<[u16]>,
     identities: Identities,
+    /// The policies that applied last.
+    policies: RefCell<Option<Rc<PodPolicies>>>,
     /// The identity known last: its certificate is at hand without a lock.
     hold: RefCell<Option<Rc<IdentityHold>>>,
 }
@@ -68,6 +71,7 @@ impl OwnPod {
             net,
             ports,
             identities,
+            policies: RefCell::default(),
             hold: RefCell::default(),
         }
     }
@@ -105,6 +109,16 @@ impl OwnPod {
         let find = |mesh: &Mesh| mesh.local_workload(&self.node, &self.name).cloned();
         if let Some(workload) = self.mesh.wait_for(PATIENCE, find).await {
             self.hold(workload.identity());
+        }
+    }
+
+    /// The policies of `workload`, which is this pod's. Collected again only when they have changed.
+    #[must_use]
+    pub fn policies(&self, mesh: &Mesh, workload: &Arc<Workload>) -> Rc<PodPolicies> {
+        let mut known = self.policies.borrow_mut();
+        match &*known {
+            Some(policies) if policies.is_current(mesh, workload) => Rc::clone(policies),
+            _ => Rc::clone(known.insert(Rc::new(PodPolicies::new(mesh, workload)))),
         }
     }
 

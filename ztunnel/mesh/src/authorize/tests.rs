@@ -1,10 +1,14 @@
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::net::SocketAddr;
 
 use super::*;
 use crate::fixture::workload;
-use crate::policy::{Attribute, PolicyScope};
+use crate::name::Identity;
+use crate::policy::{
+    Action, Attribute, Clause, Match, PolicyScope, Rule, ServiceAccountMatch, StringMatch,
+};
 use crate::snapshot::{Delta, Upsert};
 
 /// `policy` is `<allow|deny> <ns>/<name> <global|namespace|selector> [dry-run]`, then one `rule` for each rule with
@@ -99,6 +103,10 @@ fn mesh(policies: &[&str]) -> Mesh {
     })
 }
 
+fn policies_of(pod: &str, policies: &[&str]) -> PodPolicies {
+    PodPolicies::new(&mesh(policies), &Arc::new(workload(pod)))
+}
+
 /// `peer` is `<identity or plain> <ip>`. Expected: `allow`, `allow by <policy>`, or a piece of the detail.
 fn check_pod(pod: &str, policies: &[&str], peer: &str, expected: &str) {
     let (who, ip) = peer.split_once(' ').unwrap();
@@ -108,12 +116,13 @@ fn check_pod(pod: &str, policies: &[&str], peer: &str, expected: &str) {
             .parse()
             .unwrap()
     });
+    let principal = identity.map(Principal::from);
     let peer = Peer {
-        identity: identity.as_ref(),
+        principal: principal.as_ref(),
         addr: ClientAddr(SocketAddr::new(ip.parse().unwrap(), 40000)),
     };
     let target = AppAddr("10.1.0.1:8080".parse().unwrap());
-    let result: String = match authorize(&mesh(policies), &workload(pod), peer, target) {
+    let result: String = match policies_of(pod, policies).authorize(peer, target) {
         Ok(permit) => match permit.policy() {
             None => "allow".into(),
             Some(policy) => alloc::format!("allow by {policy}"),
@@ -294,13 +303,20 @@ fn plaintext_matches_no_identity_and_every_exclusion() {
         check_match(words, PLAIN, matches);
     }
     // An empty prefix matches even the empty namespace, but not the absent principal.
-    let empty = || StringMatch::Prefix("".into());
-    let flow = Flow {
-        identity: None,
-        source: [10, 1, 0, 2].into(),
-        target: "10.1.0.1:8080".parse().unwrap(),
-    };
-    assert!(flow.has_namespace(&empty()) && !flow.has_principal(&empty()));
+    check_match("ns=*", "shop/cart 10.1.0.2", true);
+    for (attribute, matches) in [("ns", true), ("principal", false)] {
+        let mut policy = policy("allow shop/p namespace rule clause match port=8080");
+        let m = &mut policy.rules[0].clauses[0].matches[0];
+        let empty = || [StringMatch::Prefix("".into())].into();
+        match attribute {
+            "ns" => m.namespaces.is = empty(),
+            _ => m.principals.is = empty(),
+        }
+        let set = PolicySet::new([&Arc::new(policy)].into_iter());
+        let client = ClientAddr("10.1.0.2:40000".parse().unwrap());
+        let flow = Flow::new(None, client, AppAddr("10.1.0.1:8080".parse().unwrap()));
+        assert_eq!(set.allows(&flow).is_some(), matches, "{attribute}");
+    }
 }
 
 #[test]
@@ -314,4 +330,27 @@ fn strict_mode_is_a_policy_against_absent_principals() {
     let pod = "pod shop/web policies=shop/converted_peer_authentication_x";
     check_pod(pod, &[except], PLAIN, "allow");
     check_pod(pod, &[&except.replace("8080", "9090")], PLAIN, "_x");
+}
+
+#[test]
+fn a_collection_is_current_until_policies_or_the_pod_change() {
+    let mesh = mesh(&["allow shop/a namespace rule"]);
+    let pod = |text: &str| Arc::new(workload(text));
+    let policies = PodPolicies::new(&mesh, &pod(POD));
+    assert!(policies.is_current(&mesh, &pod(POD)));
+    assert!(policies.is_current(&mesh, &pod("pod shop/web ip=10.1.0.9")));
+    assert!(!policies.is_current(&mesh, &pod("pod shop/web policies=shop/a")));
+    assert!(!policies.is_current(&mesh, &pod("pod other/web")));
+
+    let unrelated = mesh.apply(Delta {
+        upserts: crate::fixture::upserts("pod a/1"),
+        removals: vec![],
+    });
+    assert!(policies.is_current(&unrelated, &pod(POD)));
+    let other = Upsert::Policy(Arc::new(policy("deny shop/d namespace rule")));
+    let changed = mesh.apply(Delta {
+        upserts: vec![other],
+        removals: vec![],
+    });
+    assert!(!policies.is_current(&changed, &pod(POD)));
 }

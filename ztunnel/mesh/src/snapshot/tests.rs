@@ -5,7 +5,7 @@ use core::net::IpAddr;
 
 use super::*;
 use crate::fixture::{mesh, uid, upserts, workload};
-use crate::policy::Action;
+use crate::policy::{Action, PolicyScope};
 
 fn remove(mesh: &Mesh, name: &str) -> Mesh {
     mesh.apply(Delta {
@@ -184,7 +184,12 @@ fn policies_are_found_by_scope_and_follow_a_change_of_it() {
             removals: vec![],
         })
     };
-    let reach = |mesh: &Mesh| ["a", "b"].map(|ns| mesh.policies_of_namespace(ns).count());
+    let reach = |mesh: &Mesh| {
+        ["a", "b"].map(|ns| {
+            let sets = [mesh.global_policies(), mesh.namespace_policies(ns)];
+            sets.iter().flatten().filter(|set| set.has_allow()).count()
+        })
+    };
 
     let global = apply(&Mesh::default(), PolicyScope::Global);
     let namespaced = apply(&global, PolicyScope::Namespace);

@@ -10,7 +10,7 @@ use tracing::debug;
 use ztunnel_hbone::Authority;
 use ztunnel_mesh::Workload;
 use ztunnel_mesh::addr::{ClientAddr, HboneAddr};
-use ztunnel_mesh::authorize::{Peer, authorize};
+use ztunnel_mesh::authorize::Peer;
 use ztunnel_mesh::inbound::{self, lacking, target};
 use ztunnel_mesh::reason::Reason;
 
@@ -109,7 +109,8 @@ async fn make_tunnel(inner: &Inner, accepted: TcpStream) -> Result<Incoming, Tun
 async fn serve_stream(inner: &Inner, tunnel: &Tunnel, mut request: Request) {
     let mut record = Record::start(Direction::InboundHbone, &inner.pod.name, tunnel.client);
     record.hbone = Some(HboneAddr(tunnel.local));
-    record.src_identity.clone_from(&tunnel.facts.peer);
+    let peer = tunnel.facts.peer.as_ref();
+    record.src_identity = peer.map(|peer| peer.identity().clone());
     record.tls_cipher = Some(tunnel.facts.tls.cipher);
     record.tls_key_exchange = Some(tunnel.facts.tls.key_exchange);
 
@@ -165,7 +166,7 @@ async fn reach(
         inner.pod.mesh.look_up(key, deadline).await?;
     }
     let peer = Peer {
-        identity: tunnel.facts.peer.as_ref(),
+        principal: tunnel.facts.peer.as_ref(),
         addr: tunnel.client,
     };
     let (app, permit) = {
@@ -173,7 +174,8 @@ async fn reach(
         let app = target(&mesh, &workload, authority, tunnel.local)?;
         record.dst = Some(app.0);
         inner.refuse_own_ports(app)?;
-        (app, authorize(&mesh, &workload, peer, app)?)
+        let policies = inner.pod.policies(&mesh, &workload);
+        (app, policies.authorize(peer, app)?)
     };
     let app = inner.deliver(permit, tunnel.client, app).await?;
     Ok((workload, app))

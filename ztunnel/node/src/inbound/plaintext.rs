@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use tokio::net::TcpStream;
 use ztunnel_mesh::addr::ClientAddr;
-use ztunnel_mesh::authorize::{Peer, authorize};
+use ztunnel_mesh::authorize::Peer;
 use ztunnel_mesh::inbound::plaintext_target;
 
 use super::Inner;
@@ -51,9 +51,10 @@ async fn reach(
     let workload = inner.pod.workload().await?;
     record.dst_identity = Some(workload.identity());
     let peer = Peer {
-        identity: None,
+        principal: None,
         addr: client,
     };
-    let permit = authorize(&inner.pod.mesh.load(), &workload, peer, app)?;
+    let policies = inner.pod.policies(&inner.pod.mesh.load(), &workload);
+    let permit = policies.authorize(peer, app)?;
     inner.deliver(permit, client, app).await
 }

@@ -17,6 +17,7 @@ use tracing::debug;
 use ztunnel_hbone::{Connect, Traceparent};
 use ztunnel_mesh::addr::{ClientAddr, OrigDst};
 use ztunnel_mesh::decide::{Decision, HboneRoute, Route, decide};
+use ztunnel_mesh::name::Principal;
 use ztunnel_mesh::reason::Reason;
 use ztunnel_mesh::{Refusal, Rng, Workload};
 use ztunnel_sys::socket::canonical;
@@ -222,7 +223,7 @@ impl Outbound {
             async move { net.connect(route.peer.0).await }
         };
         let opened = self.pool.open(&to, &request, connect).await?;
-        record.dst_identity = opened.tunnel.peer;
+        record.dst_identity = opened.tunnel.peer.map(Principal::into_identity);
         record.tls_cipher = Some(opened.tunnel.tls.cipher);
         record.tls_key_exchange = Some(opened.tunnel.tls.key_exchange);
         Ok(opened.stream)

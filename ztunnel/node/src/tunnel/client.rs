@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::client::TlsStream;
 use tracing::debug;
 use ztunnel_mesh::addr::HboneAddr;
-use ztunnel_mesh::name::Identity;
+use ztunnel_mesh::name::{Identity, Principal};
 use ztunnel_mesh::reason::Reason;
 
 use super::cut::Cut;
@@ -75,7 +75,7 @@ impl DialError {
 #[derive(Clone, Debug)]
 pub struct TunnelFacts {
     /// Whom the peer proved to be.
-    pub peer: Option<Identity>,
+    pub peer: Option<Principal>,
     pub tls: Negotiated,
 }
 
@@ -195,7 +195,10 @@ pub(super) async fn dial(
         .watch_server(session.peer_certificates())
         .map_err(no_tls)?;
     let facts = TunnelFacts {
-        peer: session.peer_certificates().and_then(tls::peer_identity),
+        peer: session
+            .peer_certificates()
+            .and_then(tls::peer_identity)
+            .map(Principal::from),
         tls: tls::negotiated(session),
     };
     let handshake = settings.client().handshake(stream);

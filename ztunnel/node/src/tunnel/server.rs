@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 use ztunnel_hbone::{Answer, Asked, BadConnect, Baggage, ErrorCode, Refusal};
+use ztunnel_mesh::name::Principal;
 use ztunnel_mesh::reason::Reason;
 
 use super::client::TunnelFacts;
@@ -87,7 +88,10 @@ pub async fn accept(
         .watch_client(session.peer_certificates())
         .map_err(AcceptError::Tls)?;
     let facts = TunnelFacts {
-        peer: session.peer_certificates().and_then(tls::peer_identity),
+        peer: session
+            .peer_certificates()
+            .and_then(tls::peer_identity)
+            .map(Principal::from),
         tls: tls::negotiated(session),
     };
     let mut connection = timeout(after, settings.server().handshake(stream))
