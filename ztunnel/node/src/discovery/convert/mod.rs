@@ -9,8 +9,8 @@
 //! lifetime, caching hints, and the type its content claims (that of the response decides). Every other field of
 //! `workload.proto` and `authorization.proto` is kept.
 //!
-//! Ports are the low 16 bits of what is said. In a list that has a port twice, the first counts. Of a map on the wire
-//! that has a key twice, the last does, so a workload is an endpoint of a service once.
+//! Ports are the low 16 bits of what is said. In a list that has a port or a preference twice, the first counts. Of a
+//! map on the wire that has a key twice, the last does, so a workload is an endpoint of a service once.
 
 mod policy;
 mod pool;

@@ -119,6 +119,14 @@ fn load_balancing(lb: wire::LoadBalancing) -> Result<LoadBalancing, ConvertError
             w::Scope::Network => Scope::Network,
         })
     };
+    // Endpoints are grouped by what is preferred, one level for each. What is preferred twice says nothing new.
+    let mut preferences = Vec::new();
+    for value in &lb.routing_preference {
+        let scope = preference(value)?;
+        if !preferences.contains(&scope) {
+            preferences.push(scope);
+        }
+    }
     Ok(LoadBalancing {
         mode: match known("load_balancing.mode", lb.mode)? {
             w::Mode::UnspecifiedMode => LoadBalancingMode::Unspecified,
@@ -126,11 +134,7 @@ fn load_balancing(lb: wire::LoadBalancing) -> Result<LoadBalancing, ConvertError
             w::Mode::Failover => LoadBalancingMode::Failover,
             w::Mode::Passthrough => LoadBalancingMode::Passthrough,
         },
-        preferences: lb
-            .routing_preference
-            .iter()
-            .map(preference)
-            .collect::<Result<_, _>>()?,
+        preferences: preferences.into(),
         health_policy: match known("load_balancing.health_policy", lb.health_policy)? {
             w::HealthPolicy::OnlyHealthy => HealthPolicy::OnlyHealthy,
             w::HealthPolicy::AllowAll => HealthPolicy::AllowAll,

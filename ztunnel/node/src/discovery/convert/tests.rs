@@ -245,7 +245,7 @@ fn what_a_service_can_do_without_is_tolerated() {
             "db.example".into(),
         ],
         load_balancing: Some(wire::LoadBalancing {
-            routing_preference: vec![6, 1],
+            routing_preference: vec![6, 1, 6, 1],
             mode: 2,
             health_policy: 1,
         }),
