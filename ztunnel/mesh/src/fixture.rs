@@ -27,6 +27,29 @@ impl crate::Rng for Fixed {
     }
 }
 
+/// Random enough for tests, and the same in every run.
+pub(crate) struct Lcg(pub(crate) u64);
+
+impl crate::Rng for Lcg {
+    fn next_u32(&mut self) -> u32 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 32) as u32
+    }
+}
+
+impl Lcg {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        crate::Rng::next_u32(self) as usize % bound
+    }
+
+    pub(crate) fn one_of<T: Clone>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())].clone()
+    }
+}
+
 pub(crate) fn mesh(text: &str) -> Mesh {
     let upserts = upserts(text);
     let removals = Vec::new();

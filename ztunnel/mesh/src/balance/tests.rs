@@ -7,7 +7,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::*;
-use crate::fixture::upserts;
+use crate::fixture::{Lcg, upserts};
 use crate::name::ServiceName;
 use crate::snapshot::Delta;
 
@@ -56,24 +56,6 @@ fn rank(service: &Service, client: &Workload, endpoint: &Workload) -> Option<usi
         (_, [Scope::Network, rest @ ..]) if !same(&Scope::Network) => Some(in_a_row(rest)),
         (_, [Scope::Network, rest @ ..]) => Some(1 + rest.len() + in_a_row(rest)),
         _ => Some(in_a_row(scopes)),
-    }
-}
-
-struct Lcg(u64);
-
-impl Rng for Lcg {
-    fn next_u32(&mut self) -> u32 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 32) as u32
-    }
-}
-
-impl Lcg {
-    fn one_of<'a>(&mut self, choices: &[&'a str]) -> &'a str {
-        choices[self.next_u32() as usize % choices.len()]
     }
 }
 

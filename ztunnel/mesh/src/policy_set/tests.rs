@@ -8,24 +8,11 @@ use core::net::SocketAddr;
 
 use super::*;
 use crate::addr::{AppAddr, ClientAddr};
+use crate::fixture::Lcg;
 use crate::name::{Identity, PolicyName, Principal};
 use crate::policy::{PolicyScope, ServiceAccountMatch};
 
-struct Lcg(u64);
-
 impl Lcg {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % bound
-    }
-
-    fn one_of<T: Clone>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len())].clone()
-    }
-
     fn list<T>(&mut self, mut item: impl FnMut(&mut Self) -> T) -> Box<[T]> {
         let len = self.one_of(&[0, 0, 0, 1, 1, 2, 3]);
         (0..len).map(|_| item(self)).collect()

@@ -2,6 +2,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use super::*;
+use crate::fixture::Lcg;
 
 /// A key and its weight. Keys are hashed badly on purpose.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,15 +57,12 @@ fn behaves_like_a_map_and_leaves_clones_alone() {
     for hash in [SPREAD, CROWDED, LOW_BITS] {
         let mut now = Checked::default();
         let mut earlier = Vec::new();
-        let mut random = 1_u64;
+        let mut random = Lcg(1);
         for step in 0..4_000 {
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            let key = (random >> 33) % 500;
+            let key = random.below(500) as u64;
             // First it grows, then it shrinks.
-            if (random >> 20) % 10 < if step < 2_000 { 8 } else { 2 } {
-                now.put(hash, key, random % 5);
+            if random.below(10) < if step < 2_000 { 8 } else { 2 } {
+                now.put(hash, key, random.below(5) as u64);
             } else {
                 now.remove(hash, key);
             }
