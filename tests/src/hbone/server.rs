@@ -1,6 +1,7 @@
 //! A server on 15008 that is no node proxy: it presents any certificate and notes who asked for what.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd as _;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response, StatusCode};
+use nix::sys::socket::{Shutdown, shutdown};
 use rustls::SupportedProtocolVersion;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
@@ -26,6 +28,7 @@ const EXPECTED: Duration = Duration::from_secs(10);
 
 /// A running server: each stream is answered with its status and, if that is 200, echoed.
 pub struct Server {
+    listener: TcpListener,
     seen: Arc<Mutex<Seen>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -97,6 +100,7 @@ impl Server {
             .enable_all()
             .build()
             .doing(|| "make a runtime for a server")?;
+        let kept = listener.try_clone().doing(|| "copy a listener")?;
         let (stop, stopped) = oneshot::channel();
         let seen = Arc::new(Mutex::new(Seen::default()));
         let noted = seen.clone();
@@ -112,6 +116,7 @@ impl Server {
             })
             .doing(|| "start the thread of a server")?;
         Ok(Self {
+            listener: kept,
             seen,
             stop: Some(stop),
             thread: Some(thread),
@@ -162,11 +167,13 @@ impl Drop for Server {
         if let Some(thread) = self.thread.take() {
             drop(thread.join());
         }
+        // To close it is not enough: a program that is being started at this moment has a copy.
+        let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
     }
 }
 
 async fn accept(
-    listener: std::net::TcpListener,
+    listener: TcpListener,
     tls: TlsAcceptor,
     status: StatusCode,
     seen: Arc<Mutex<Seen>>,
