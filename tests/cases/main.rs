@@ -9,6 +9,7 @@ mod enrollment;
 mod hostile;
 mod identity;
 mod lifecycle;
+mod live_policy;
 mod local_api;
 mod mesh;
 mod no_way;

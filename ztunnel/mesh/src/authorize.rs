@@ -5,6 +5,9 @@
 //! may be a DENY that is still on its way. The peer is only ever judged by the identity it proved. Asking takes no
 //! lock and, unless it ends in a refusal, allocates nothing.
 //!
+//! A connection that has a permit is asked about again when policies change. Then it may be right to leave out, for a
+//! moment, what has not arrived; only who knows since when it is missing can say.
+//!
 //! Policies of a waypoint are not evaluated here; the connection it makes is judged as the waypoint's own.
 
 use alloc::format;
@@ -83,17 +86,64 @@ impl PodPolicies {
             && self.pod.policies == pod.policies
     }
 
+    /// Whether `other` would decide the same about any connection, as far as can be told without asking about it.
+    #[must_use]
+    pub fn decides_like(&self, other: &Self) -> bool {
+        let mut sets = self.sets.iter().zip(&other.sets);
+        self.missing == other.missing
+            && sets.all(|sets| match sets {
+                (None, None) => true,
+                (Some(a), Some(b)) => Arc::ptr_eq(a, b) || a.is_same(b),
+                (None, Some(_)) | (Some(_), None) => false,
+            })
+    }
+
+    /// The pod they were collected for.
+    #[must_use]
+    pub fn pod(&self) -> &Arc<Workload> {
+        &self.pod
+    }
+
+    /// A policy that the pod lists and that has not arrived.
+    #[must_use]
+    pub fn missing(&self) -> Option<&PolicyName> {
+        self.missing.as_ref()
+    }
+
     /// Asks about a connection of `peer` to `target`.
     ///
     /// # Errors
     /// `PolicyDenied`, with the policy that denied it or what is missing.
     pub fn authorize(&self, peer: Peer<'_>, target: AppAddr) -> Result<Permit, Refusal> {
+        self.judge(peer, target, true)
+    }
+
+    /// Asks again about a connection that was permitted before, by the policies that have arrived alone unless
+    /// `missing_counts`.
+    ///
+    /// # Errors
+    /// As `authorize`.
+    pub fn reconsider(
+        &self,
+        peer: Peer<'_>,
+        target: AppAddr,
+        missing_counts: bool,
+    ) -> Result<(), Refusal> {
+        self.judge(peer, target, missing_counts).map(drop)
+    }
+
+    fn judge(
+        &self,
+        peer: Peer<'_>,
+        target: AppAddr,
+        missing_counts: bool,
+    ) -> Result<Permit, Refusal> {
         let flow = Flow::new(peer.principal, peer.addr, target);
         let uid = &self.pod.uid;
         if let Some(policy) = self.first(|set| set.denies(&flow)) {
             return Err(denied(format!("policy {} denies it", policy.key)));
         }
-        if let Some(name) = &self.missing {
+        if let Some(name) = self.missing.as_ref().filter(|_| missing_counts) {
             return Err(denied(format!(
                 "policy {name} of workload {uid} has not arrived from the control plane"
             )));

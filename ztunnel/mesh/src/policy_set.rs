@@ -55,6 +55,15 @@ impl PolicySet {
     pub(crate) fn has_allow(&self) -> bool {
         !self.allow.policies.is_empty()
     }
+
+    /// Whether the same policies decide in both.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let same = |a: &Index, b: &Index| {
+            let mut both = a.policies.iter().zip(&b.policies);
+            a.policies.len() == b.policies.len() && both.all(|(a, b)| Arc::ptr_eq(a, b) || a == b)
+        };
+        same(&self.deny, &other.deny) && same(&self.allow, &other.allow)
+    }
 }
 
 /// The rules of policies with one action.

@@ -87,26 +87,42 @@ impl OwnPod {
     /// # Errors
     /// When that was in vain.
     pub async fn workload(&self) -> Result<Arc<Workload>, WorkloadUnknown> {
-        if let Some(workload) = self.mesh.load().local_workload(&self.node, &self.name) {
+        if let Some(workload) = self.workload_in(&self.mesh.load()) {
             return Ok(Arc::clone(workload));
         }
         self.mesh
-            .wait_for(WORKLOAD_WAIT, |mesh| {
-                mesh.local_workload(&self.node, &self.name).cloned()
-            })
+            .wait_for(WORKLOAD_WAIT, |mesh| self.workload_in(mesh).cloned())
             .await
-            .ok_or_else(|| WorkloadUnknown {
-                pod: self.name.clone(),
-                service_account: Arc::clone(&self.name.service_account),
-                node: Arc::clone(&self.node),
-            })
+            .ok_or_else(|| self.unknown())
+    }
+
+    /// What one snapshot knows of it.
+    #[must_use]
+    pub fn workload_in<'a>(&self, mesh: &'a Mesh) -> Option<&'a Arc<Workload>> {
+        mesh.local_workload(&self.node, &self.name)
+    }
+
+    /// What one snapshot knows of it, for a decision that must not mix two.
+    ///
+    /// # Errors
+    /// When that is nothing.
+    pub fn known_in<'a>(&self, mesh: &'a Mesh) -> Result<&'a Arc<Workload>, WorkloadUnknown> {
+        self.workload_in(mesh).ok_or_else(|| self.unknown())
+    }
+
+    fn unknown(&self) -> WorkloadUnknown {
+        WorkloadUnknown {
+            pod: self.name.clone(),
+            service_account: Arc::clone(&self.name.service_account),
+            node: Arc::clone(&self.node),
+        }
     }
 
     /// Has the certificate fetched before the first connection needs it. Waits for the control plane as long as it
     /// takes: a pod may be enrolled long before it is known there.
     pub async fn prefetch(&self) {
         const PATIENCE: Duration = Duration::from_hours(24 * 365);
-        let find = |mesh: &Mesh| mesh.local_workload(&self.node, &self.name).cloned();
+        let find = |mesh: &Mesh| self.workload_in(mesh).cloned();
         if let Some(workload) = self.mesh.wait_for(PATIENCE, find).await {
             self.hold(workload.identity());
         }

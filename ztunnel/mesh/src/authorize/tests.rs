@@ -354,3 +354,57 @@ fn a_collection_is_current_until_policies_or_the_pod_change() {
     });
     assert!(!policies.is_current(&changed, &pod(POD)));
 }
+
+#[test]
+fn collections_are_compared_by_what_they_decide() {
+    let base = ["allow shop/a namespace rule", "deny x/s selector rule"];
+    let of = |pod: &str, policies: &[&str]| policies_of(pod, &[&base, policies].concat());
+    let check = |pod: &str, policies: &[&str], same: bool| {
+        let (one, other) = (of(POD, &[]), of(pod, policies));
+        assert_eq!(one.decides_like(&other), same, "{pod} {policies:?}");
+        assert_eq!(other.decides_like(&one), same, "{pod} {policies:?}");
+    };
+    check(POD, &[], true);
+    check("pod shop/web2 ip=10.1.0.9", &[], true);
+    check(POD, &["deny other/d namespace rule"], true);
+    check(POD, &["deny shop/d selector rule"], true);
+    check(POD, &["deny shop/d namespace dry-run rule"], true);
+    check(POD, &["deny shop/d namespace rule"], false);
+    check(POD, &["deny root/d global rule"], false);
+    check(POD, &["allow shop/b namespace rule"], false);
+    check(POD, &["deny shop/a namespace rule"], false);
+    check(POD, &["allow shop/a namespace"], false);
+    check("pod shop/web policies=x/s", &[], false);
+    check("pod shop/web policies=x/absent", &[], false);
+    check("pod other/web", &[], false);
+}
+
+#[test]
+fn asked_again_what_is_missing_may_be_left_out() {
+    let pod = "pod shop/web policies=shop/soon";
+    let target = AppAddr("10.1.0.1:8080".parse().unwrap());
+    let plain = Peer {
+        principal: None,
+        addr: ClientAddr("10.1.0.2:40000".parse().unwrap()),
+    };
+    for (policies, missing_counts, expected) in [
+        (&[][..], false, ""),
+        (&[], true, "shop/soon"),
+        (&["allow shop/a namespace rule"], false, ""),
+        (&["allow shop/a namespace"], false, "no ALLOW"),
+        (&["deny shop/d namespace rule"], false, "shop/d"),
+        (
+            &["deny shop/soon selector rule"],
+            false,
+            "policy shop/soon denies",
+        ),
+    ] {
+        let policies = policies_of(pod, policies);
+        let again = policies.reconsider(plain, target, missing_counts);
+        let said = again.err().map_or(String::new(), |refusal| refusal.detail);
+        assert!(
+            said.contains(expected) && said.is_empty() == expected.is_empty(),
+            "{said}"
+        );
+    }
+}

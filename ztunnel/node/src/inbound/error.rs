@@ -8,6 +8,7 @@ use ztunnel_mesh::Refusal;
 use ztunnel_mesh::addr::AppAddr;
 use ztunnel_mesh::reason::Reason;
 
+use super::live::Cut;
 use crate::own_pod::WorkloadUnknown;
 use crate::relay::FarError;
 use crate::state::LookupTimeout;
@@ -23,6 +24,8 @@ pub(super) enum InboundError {
     Lookup(#[from] LookupTimeout),
     #[error("{}", .0.detail)]
     Refused(Refusal),
+    #[error(transparent)]
+    Cut(#[from] Cut),
     #[error("{app} is a port of the proxy itself")]
     Loop { app: AppAddr },
     #[error("connect to the app at {app} timed out after {after:?}")]
@@ -50,6 +53,7 @@ impl InboundError {
             Self::Unknown(_) => Reason::WorkloadUnknown,
             Self::Lookup(_) => Reason::LookupTimeout,
             Self::Refused(refusal) => refusal.reason,
+            Self::Cut(cut) => cut.reason(),
             Self::Loop { .. } => Reason::Loop,
             Self::AppTimeout { .. } | Self::App { .. } => Reason::DestinationUnreachable,
             Self::ClientGone(err) => err.reason(),

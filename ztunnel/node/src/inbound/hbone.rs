@@ -16,6 +16,7 @@ use ztunnel_mesh::reason::Reason;
 
 use super::Inner;
 use super::error::InboundError;
+use super::live::Place;
 use crate::identity::IdentityError;
 use crate::own_pod::{WorkloadUnknown, baggage};
 use crate::relay::{self, ResetOnDrop};
@@ -127,7 +128,11 @@ async fn serve_stream(inner: &Inner, tunnel: &Tunnel, mut request: Request) {
             }
         }
     };
-    let (workload, app) = match reached {
+    let Reached {
+        workload,
+        place,
+        app,
+    } = match reached {
         Ok(reached) => reached,
         Err(err) => {
             request.refuse(err.answer());
@@ -142,19 +147,28 @@ async fn serve_stream(inner: &Inner, tunnel: &Tunnel, mut request: Request) {
         }
     };
     drop(workload);
-    match relay::join(app, stream, &record.traffic).await {
-        Ok(()) => record.complete(),
-        Err(err) => record.failed(err.reason(), &err),
+    let joined = relay::join(app, stream, &record.traffic);
+    match place.unless_cut(joined).await {
+        Ok(Ok(())) => record.complete(),
+        Ok(Err(err)) => record.failed(err.reason(), &err),
+        Err(cut) => record.failed(cut.reason(), &cut),
     }
 }
 
+/// A stream whose app has accepted.
+struct Reached<'a> {
+    workload: Arc<Workload>,
+    place: Place<'a>,
+    app: ResetOnDrop,
+}
+
 /// The checks in the order of the contract, then the app.
-async fn reach(
-    inner: &Inner,
+async fn reach<'a>(
+    inner: &'a Inner,
     tunnel: &Tunnel,
     record: &mut Record,
     authority: &inbound::Authority,
-) -> Result<(Arc<Workload>, ResetOnDrop), InboundError> {
+) -> Result<Reached<'a>, InboundError> {
     let workload = inner.pod.workload().await?;
     record.dst_identity = Some(workload.identity());
     // Each round answers one question about one service of the pod. What still lacks then is refused.
@@ -169,16 +183,19 @@ async fn reach(
         principal: tunnel.facts.peer.as_ref(),
         addr: tunnel.client,
     };
-    let (app, permit) = {
+    let (app, (place, permit)) = {
         let mesh = inner.pod.mesh.load();
         let app = target(&mesh, &workload, authority, tunnel.local)?;
         record.dst = Some(app.0);
         inner.refuse_own_ports(app)?;
-        let policies = inner.pod.policies(&mesh, &workload);
-        (app, policies.authorize(peer, app)?)
+        (app, inner.admit(&mesh, peer, app)?)
     };
-    let app = inner.deliver(permit, tunnel.client, app).await?;
-    Ok((workload, app))
+    let app = inner.deliver(permit, &place, tunnel.client, app).await?;
+    Ok(Reached {
+        workload,
+        place,
+        app,
+    })
 }
 
 fn authority(asked: &Authority) -> inbound::Authority {

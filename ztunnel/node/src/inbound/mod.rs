@@ -2,13 +2,14 @@
 //!
 //! Invariants: nothing reaches an app without a `Permit`, and nothing the proxy's own listeners. An app sees the
 //! address of the TCP peer as its client. A stream is accepted towards its client only after the app has accepted it. A
-//! stream that fails takes no other with it.
+//! stream that fails takes no other with it. Who is denied later is cut then.
 //!
-//! Absent for now: judging live connections again when policy changes, the PROXY protocol.
+//! Absent for now: the PROXY protocol.
 
 mod error;
 mod handshakes;
 mod hbone;
+mod live;
 mod plaintext;
 
 use std::net::SocketAddr;
@@ -18,8 +19,9 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tracing::debug;
+use ztunnel_mesh::Mesh;
 use ztunnel_mesh::addr::{AppAddr, ClientAddr};
-use ztunnel_mesh::authorize::Permit;
+use ztunnel_mesh::authorize::{Peer, Permit};
 use ztunnel_sys::socket::canonical;
 
 use crate::own_pod::OwnPod;
@@ -28,6 +30,7 @@ use crate::task::{Shutdown, TaskGroup};
 use crate::tunnel::TunnelSettings;
 use error::InboundError;
 use handshakes::Handshakes;
+use live::{Live, Place};
 
 /// The incoming side of one pod on one worker thread.
 pub struct Inbound(Rc<Inner>);
@@ -38,6 +41,7 @@ struct Inner {
     tasks: TaskGroup,
     shutdown: Shutdown,
     handshakes: Handshakes,
+    live: Live,
 }
 
 impl Inbound {
@@ -56,6 +60,7 @@ impl Inbound {
             tasks,
             shutdown,
             handshakes: Handshakes::default(),
+            live: Live::default(),
         }))
     }
 
@@ -73,6 +78,18 @@ impl Inbound {
         if let Some((client, local)) = addresses(&accepted) {
             plaintext::serve(&self.0, accepted, client, local).await;
         }
+    }
+}
+
+impl Inbound {
+    /// Cuts connections when policy denies what it had permitted. To be run beside those that serve, and for as long
+    /// as connections are open.
+    pub async fn follow_policy(&self) {
+        let Inner { pod, live, .. } = &*self.0;
+        live.follow(pod.mesh.clone(), |mesh, known| {
+            pod.policies(mesh, pod.workload_in(mesh).unwrap_or(known))
+        })
+        .await;
     }
 }
 
@@ -97,16 +114,31 @@ impl Inner {
         Ok(())
     }
 
-    /// Connects to the app. The permit is spent: it was for this connection.
+    /// Asks policy about a connection of `peer` to `app`, by what `mesh` knows of the pod.
+    fn admit(
+        &self,
+        mesh: &Mesh,
+        peer: Peer<'_>,
+        app: AppAddr,
+    ) -> Result<(Place<'_>, Permit), InboundError> {
+        let workload = self.pod.known_in(mesh)?;
+        let policies = self.pod.policies(mesh, workload);
+        Ok(self.live.admit(&policies, peer, app)?)
+    }
+
+    /// Connects to the app, unless the connection is cut meanwhile. The permit is spent: it was for this connection.
     async fn deliver(
         &self,
         _permit: Permit,
+        place: &Place<'_>,
         client: ClientAddr,
         app: AppAddr,
     ) -> Result<ResetOnDrop, InboundError> {
         let after = self.settings.connect_timeout;
-        timeout(after, self.pod.net.connect_as(client, app))
-            .await
+        let connecting = timeout(after, self.pod.net.connect_as(client, app));
+        place
+            .unless_cut(connecting)
+            .await?
             .map_err(|_| InboundError::AppTimeout { app, after })?
             .map(ResetOnDrop::new)
             .map_err(|source| InboundError::App { app, source })

@@ -10,6 +10,7 @@ use ztunnel_mesh::inbound::plaintext_target;
 
 use super::Inner;
 use super::error::InboundError;
+use super::live::Place;
 use crate::relay::{self, FarError, ResetOnDrop};
 use crate::telemetry::{Direction, Record};
 
@@ -26,26 +27,28 @@ pub(super) async fn serve(
         reached = reach(inner, &mut record, client, local) => reached,
         err = relay::broken(accepted.get()) => Err(InboundError::ClientGone(FarError::Broken(err))),
     };
-    let app = match reached {
-        Ok(app) => app,
+    let (place, app) = match reached {
+        Ok(reached) => reached,
         Err(err) => {
             drop(accepted);
             return record.failed(err.reason(), &err);
         }
     };
-    match relay::join_tcp(app, accepted, &record.traffic).await {
-        Ok(()) => record.complete(),
-        Err(err) => record.failed(err.reason(), &err),
+    let joined = relay::join_tcp(app, accepted, &record.traffic);
+    match place.unless_cut(joined).await {
+        Ok(Ok(())) => record.complete(),
+        Ok(Err(err)) => record.failed(err.reason(), &err),
+        Err(cut) => record.failed(cut.reason(), &cut),
     }
 }
 
 /// The checks in the order of the contract, then the app.
-async fn reach(
-    inner: &Inner,
+async fn reach<'a>(
+    inner: &'a Inner,
     record: &mut Record,
     client: ClientAddr,
     local: SocketAddr,
-) -> Result<ResetOnDrop, InboundError> {
+) -> Result<(Place<'a>, ResetOnDrop), InboundError> {
     let app = plaintext_target(local)?;
     inner.refuse_own_ports(app)?;
     let workload = inner.pod.workload().await?;
@@ -54,7 +57,7 @@ async fn reach(
         principal: None,
         addr: client,
     };
-    let policies = inner.pod.policies(&inner.pod.mesh.load(), &workload);
-    let permit = policies.authorize(peer, app)?;
-    inner.deliver(permit, client, app).await
+    let (place, permit) = inner.admit(&inner.pod.mesh.load(), peer, app)?;
+    let app = inner.deliver(permit, &place, client, app).await?;
+    Ok((place, app))
 }

@@ -205,6 +205,8 @@ struct ServedPod {
     shutdown: Shutdown,
     accepting: TaskGroup,
     connections: TaskGroup,
+    /// What goes on for as long as there are connections.
+    watching: TaskGroup,
 }
 
 impl ServedPod {
@@ -218,6 +220,7 @@ impl ServedPod {
             shutdown: Shutdown::default(),
             accepting: TaskGroup::default(),
             connections: TaskGroup::default(),
+            watching: TaskGroup::default(),
         };
         let listener = |fd: OwnedFd| TcpListener::from_std(std::net::TcpListener::from(fd));
         let (outbound_listener, plaintext_listener, hbone_listener) = (
@@ -258,6 +261,9 @@ impl ServedPod {
             let inbound = Rc::clone(&plaintext);
             async move { inbound.serve_plaintext(stream).await }
         });
+        let followed = Rc::clone(&inbound);
+        this.watching
+            .spawn_local(async move { followed.follow_policy().await });
         this.accept(hbone_listener, move |stream| {
             let inbound = Rc::clone(&inbound);
             async move { inbound.serve_hbone(stream).await }
@@ -318,6 +324,8 @@ impl ServedPod {
         const LOOPS: Duration = Duration::from_secs(1);
         self.shutdown.start();
         self.accepting.drain(LOOPS).await;
-        self.connections.drain(deadline).await
+        let cut = self.connections.drain(deadline).await;
+        self.watching.drain(Duration::ZERO).await;
+        cut
     }
 }
