@@ -20,3 +20,4 @@ mod policy;
 mod readiness;
 mod traffic;
 mod trust;
+mod tunnels;

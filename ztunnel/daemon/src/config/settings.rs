@@ -103,9 +103,9 @@ settings! {
 }
 "Tunnels and connections" {
     HTTP2_STREAM_WINDOW_SIZE = Value("4194304"),
-        "bytes, 1 to 2147483647", "the receive window of one stream";
+        "bytes, 1 to 2147483647", "the receive window of one stream; smaller while slow apps leave much untaken";
     HTTP2_CONNECTION_WINDOW_SIZE = Value("16777216"),
-        "bytes, 65535 to 2147483647", "the receive window of one tunnel; four stream windows keep one stream from stalling the others";
+        "bytes, 65535 to 2147483647", "the receive window of one tunnel, not counting what slow apps leave untaken; that is at most three times as much";
     HTTP2_FRAME_SIZE = Value("1048576"),
         "bytes, 16384 to 16777215", "the largest frame to accept";
     POOL_MAX_STREAMS_PER_CONNECTION = Value("100"),

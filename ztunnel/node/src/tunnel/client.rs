@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::client::TlsStream;
 use tracing::debug;
@@ -21,6 +22,7 @@ use ztunnel_mesh::name::{Identity, Principal};
 use ztunnel_mesh::reason::Reason;
 
 use super::cut::Cut;
+use super::flow::{Backlog, Windowed, Windows};
 use super::keepalive::{Beat, Keepalive};
 use super::settings::TunnelSettings;
 use super::stream::io_error;
@@ -54,6 +56,8 @@ pub enum DialError {
     },
     #[error("this pod has {tunnels} tunnels in use already, none to {peer}")]
     TooMany { peer: HboneAddr, tunnels: usize },
+    #[error("the tunnel to {peer} was silent for {after:?}, and another one is not there in time")]
+    Silent { peer: HboneAddr, after: Duration },
     #[error("connect to {peer} was cut: the pod or the daemon stops")]
     Cut { peer: HboneAddr },
 }
@@ -62,7 +66,9 @@ impl DialError {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Timeout { .. } | Self::Connect { .. } => Reason::PeerUnreachable,
+            Self::Timeout { .. } | Self::Connect { .. } | Self::Silent { .. } => {
+                Reason::PeerUnreachable
+            }
             Self::Tls { source, .. } => source.reason(),
             Self::Http2 { .. } => Reason::PeerProtocol,
             Self::TooMany { .. } => Reason::Overloaded,
@@ -90,7 +96,18 @@ pub(super) struct Tunnel {
     /// Never again in the pool.
     retired: Cell<bool>,
     pub(super) cut: Cut,
+    pub(super) backlog: Backlog,
+    /// Since when there has been no room for the first bytes of a stream.
+    no_room_since: Cell<Option<Instant>>,
+    /// Somebody wants to know whether the peer is alive.
+    asked: Cell<bool>,
+    driver: RefCell<Option<Waker>>,
+    /// Whether a PONG is late.
+    in_doubt: watch::Sender<bool>,
 }
+
+/// A tunnel without room for so long is passed over.
+const CONGESTED_AFTER: Duration = Duration::from_millis(20);
 
 impl Tunnel {
     /// A place for one more stream.
@@ -119,6 +136,42 @@ impl Tunnel {
         self.streams.set(streams);
         self.used.set(Instant::now());
         Ok(Slot(Rc::clone(self)))
+    }
+
+    /// Notes whether there is room for the first bytes of a stream.
+    pub(super) fn note_room(&self, is_room: bool) {
+        match (is_room, self.no_room_since.get()) {
+            (true, _) => self.no_room_since.set(None),
+            (false, None) => self.no_room_since.set(Some(Instant::now())),
+            (false, Some(_)) => {}
+        }
+    }
+
+    /// Whether a new stream would probably not get to say anything.
+    pub(super) fn is_congested(&self) -> bool {
+        let since = self.no_room_since.get();
+        since.is_some_and(|since| since.elapsed() >= CONGESTED_AFTER)
+    }
+
+    pub(super) fn streams(&self) -> usize {
+        self.streams.get()
+    }
+
+    /// Has a PING sent now.
+    pub(super) fn ask(&self) {
+        self.asked.set(true);
+        if let Some(driver) = &*self.driver.borrow() {
+            driver.wake_by_ref();
+        }
+    }
+
+    /// Resolves when the peer is late with a PONG.
+    pub(super) async fn doubted(&self) {
+        let mut in_doubt = self.in_doubt.subscribe();
+        if in_doubt.wait_for(|in_doubt| *in_doubt).await.is_err() {
+            // The sender is part of the tunnel itself.
+            std::future::pending().await
+        }
     }
 
     pub(super) fn requests(&self) -> SendRequest<Bytes> {
@@ -168,6 +221,17 @@ pub(super) struct Driver {
     keepalive: Option<Keepalive>,
     idle_release: Duration,
     revocation: RevocationWatch,
+    windows: Windows,
+}
+
+impl Windowed for Connection<TlsStream<TcpStream>, Bytes> {
+    fn resize_streams(&mut self, window: u32) -> bool {
+        self.set_initial_window_size(window).is_ok()
+    }
+
+    fn resize_tunnel(&mut self, window: u32) {
+        self.set_target_window_size(window);
+    }
 }
 
 /// Makes a tunnel over the TCP connection that `connect` gives.
@@ -177,12 +241,13 @@ pub(super) async fn dial(
     credential: &Credential,
     expected: Arc<[Identity]>,
     settings: &TunnelSettings,
+    connect_timeout: Duration,
 ) -> Result<(Rc<Tunnel>, Driver), DialError> {
-    let tcp = timeout(settings.connect_timeout, connect)
+    let tcp = timeout(connect_timeout, connect)
         .await
         .map_err(|_| DialError::Timeout {
             peer,
-            after: settings.connect_timeout,
+            after: connect_timeout,
         })?
         .map_err(|source| DialError::Connect { peer, source })?;
     let no_tls = |source| DialError::Tls { peer, source };
@@ -210,6 +275,9 @@ pub(super) async fn dial(
     let keepalive = connection
         .ping_pong()
         .map(|ping| Keepalive::new(ping, settings));
+    let backlog = Backlog::default();
+    let streams = u32::try_from(settings.max_streams).unwrap_or(u32::MAX);
+    let windows = Windows::new(settings, streams, backlog.clone());
     let tunnel = Tunnel {
         facts,
         requests: RefCell::new(requests),
@@ -218,6 +286,11 @@ pub(super) async fn dial(
         used: Cell::new(Instant::now()),
         retired: Cell::new(false),
         cut: Cut::default(),
+        backlog,
+        no_room_since: Cell::new(None),
+        asked: Cell::new(false),
+        driver: RefCell::default(),
+        in_doubt: watch::Sender::default(),
     };
     let driver = Driver {
         peer,
@@ -225,6 +298,7 @@ pub(super) async fn dial(
         keepalive,
         idle_release: settings.idle_release,
         revocation,
+        windows,
     };
     Ok((Rc::new(tunnel), driver))
 }
@@ -253,6 +327,21 @@ impl Driver {
             if let Poll::Ready(end) = Pin::new(&mut self.connection).poll(cx) {
                 return Poll::Ready(end.map_err(io_error));
             }
+            if self.windows.adapt(&mut self.connection) {
+                cx.waker().wake_by_ref();
+            }
+            if let Some(tunnel) = tunnel.upgrade() {
+                let mut driver = tunnel.driver.borrow_mut();
+                if !driver
+                    .as_ref()
+                    .is_some_and(|known| known.will_wake(cx.waker()))
+                {
+                    *driver = Some(cx.waker().clone());
+                }
+                if let (true, Some(keepalive)) = (tunnel.asked.take(), &mut self.keepalive) {
+                    keepalive.hurry();
+                }
+            }
             match self.keepalive.as_mut().map(|keepalive| keepalive.poll(cx)) {
                 Some(Poll::Ready(Beat::Dead)) => {
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -263,6 +352,15 @@ impl Driver {
                         release();
                     }
                     // The PING leaves, and its timer starts, with the next poll.
+                    cx.waker().wake_by_ref();
+                }
+                Some(Poll::Ready(Beat::Late)) => {
+                    if let Some(tunnel) = tunnel.upgrade() {
+                        tunnel.retired.set(true);
+                        tunnel.in_doubt.send_replace(true);
+                    }
+                    debug!(%peer, "tunnel is silent: no new streams");
+                    release();
                     cx.waker().wake_by_ref();
                 }
                 Some(Poll::Pending) | None => {}

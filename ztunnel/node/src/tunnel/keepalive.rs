@@ -13,6 +13,8 @@ use super::settings::TunnelSettings;
 pub(super) enum Beat {
     /// A PING was sent.
     Sent,
+    /// The PONG should have been there by now.
+    Late,
     /// The PONG did not come in time.
     Dead,
 }
@@ -21,9 +23,19 @@ pub(super) enum Beat {
 pub(super) struct Keepalive {
     ping: h2::PingPong,
     timer: Pin<Box<Sleep>>,
-    waiting: bool,
+    state: State,
     interval: Duration,
+    doubt_after: Duration,
     timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Resting,
+    /// For the PONG.
+    Waiting,
+    /// It is late.
+    Doubting,
 }
 
 impl Keepalive {
@@ -31,24 +43,37 @@ impl Keepalive {
         Self {
             ping,
             timer: Box::pin(sleep(settings.ping_interval)),
-            waiting: false,
+            state: State::Resting,
             interval: settings.ping_interval,
+            doubt_after: settings.doubt_after.min(settings.ping_timeout),
             timeout: settings.ping_timeout,
         }
     }
 
+    /// Does not wait for the next PING: there is a reason to ask now.
+    pub(super) fn hurry(&mut self) {
+        if self.state == State::Resting {
+            self.restart(Duration::ZERO);
+        }
+    }
+
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Beat> {
-        if self.waiting {
+        if self.state != State::Resting {
             match self.ping.poll_pong(cx) {
                 Poll::Ready(Ok(_)) => {
-                    self.waiting = false;
+                    self.state = State::Resting;
                     self.restart(self.interval);
                 }
                 // The tunnel is about to say itself what is wrong with it.
                 Poll::Ready(Err(_)) => return Poll::Pending,
                 Poll::Pending => {
                     ready!(self.timer.as_mut().poll(cx));
-                    return Poll::Ready(Beat::Dead);
+                    if self.state == State::Doubting {
+                        return Poll::Ready(Beat::Dead);
+                    }
+                    self.state = State::Doubting;
+                    self.restart(self.timeout.saturating_sub(self.doubt_after));
+                    return Poll::Ready(Beat::Late);
                 }
             }
         }
@@ -56,8 +81,8 @@ impl Keepalive {
         if self.ping.send_ping(h2::Ping::opaque()).is_err() {
             return Poll::Pending;
         }
-        self.waiting = true;
-        self.restart(self.timeout);
+        self.state = State::Waiting;
+        self.restart(self.doubt_after);
         Poll::Ready(Beat::Sent)
     }
 

@@ -10,10 +10,11 @@
 //!   peers take for an orderly end.
 //! - A tunnel whose peer's certificate is revoked ends at once, with all its streams, and each of them says why.
 //!
-//! Absent for now: HBONE in HBONE; a second tunnel to the same peer before the first one is full.
+//! Absent for now: HBONE in HBONE.
 
 mod client;
 mod cut;
+mod flow;
 mod keepalive;
 mod pool;
 mod server;

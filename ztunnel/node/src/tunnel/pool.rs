@@ -1,12 +1,19 @@
 //! The outgoing tunnels of one pod on one thread.
 //!
-//! Invariants: tunnels are never shared between two source identities or two sets of expected identities. At most
-//! one attempt to connect per key runs at a time, in a task of its own, so that whoever started it may go away;
-//! everybody who waits for it learns how it ended. A tunnel that was full, broken or going away never comes back
-//! into the pool; its streams go on without it.
+//! Invariants:
+//! - Tunnels are never shared between two source identities, two sets of expected identities or two source addresses.
+//! - At most one attempt to connect per key runs at a time, in a task of its own, so that whoever started it may go
+//!   away; everybody who waits for it learns how it ended.
+//! - Nobody waits in a queue of timeouts. Once a peer was found dead, connections wait for it no longer than
+//!   `patience`, while one attempt after another is made as long as somebody wants to reach it. A tunnel whose peer
+//!   fell silent gets no new streams, and nobody waits for an answer from it.
+//! - A tunnel that was full, broken, silent or going away never comes back into the pool; its streams go on without it.
+//! - Bounded: keys and tunnels by `max_tunnels`, tunnels of one key by `tunnels_per_peer`. Nothing stays for ever:
+//!   tunnels go by `idle_release`, dead peers by `dead_for`.
 
 use std::cell::RefCell;
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +22,7 @@ use hashbrown::HashMap;
 use http::StatusCode;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use ztunnel_hbone::{Answer, Connect, ErrorCode};
 use ztunnel_mesh::addr::HboneAddr;
 use ztunnel_mesh::name::Identity;
@@ -62,6 +69,8 @@ pub enum OpenError {
     Reset { peer: HboneAddr, code: ErrorCode },
     #[error("the tunnel to {peer} is closing")]
     Closing { peer: HboneAddr },
+    #[error("the tunnel to {peer} fell silent: no PONG within {after:?}")]
+    Silent { peer: HboneAddr, after: Duration },
     #[error("the tunnel to {peer} was cut before the answer to the CONNECT: {reason}")]
     Cut { peer: HboneAddr, reason: Reason },
     #[error("the tunnel to {peer} broke before the answer to the CONNECT")]
@@ -78,7 +87,9 @@ impl OpenError {
         match self {
             Self::Dial(err) => err.reason(),
             Self::Request { .. } => Reason::NoRoute,
-            Self::NoAnswer { .. } | Self::Closing { .. } => Reason::PeerUnreachable,
+            Self::NoAnswer { .. } | Self::Closing { .. } | Self::Silent { .. } => {
+                Reason::PeerUnreachable
+            }
             Self::Cut { reason, .. } => *reason,
             Self::Refused { .. } => Reason::PeerRefused,
             Self::Reset { .. } => Reason::PeerProtocol,
@@ -95,16 +106,54 @@ impl OpenError {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     source: Identity,
+    /// Peers match policies against it, and waypoints show it to servers.
+    client: IpAddr,
     expected: Arc<[Identity]>,
     peer: HboneAddr,
 }
 
 type Outcome = Result<Rc<Tunnel>, Rc<DialError>>;
 
-enum Entry {
-    Ready(Rc<Tunnel>),
+type Dialing = watch::Receiver<Option<Outcome>>;
+
+/// What there is for one key.
+#[derive(Default)]
+struct Entry {
+    /// Those that take new streams.
+    tunnels: Vec<Rc<Tunnel>>,
     /// Somebody connects.
-    Dialing(watch::Receiver<Option<Outcome>>),
+    dialing: Option<Dialing>,
+    /// How the peer was found dead. Until it is reached, or nobody wants to for a while.
+    dead: Option<Rc<DialError>>,
+}
+
+impl Entry {
+    fn is_empty(&self) -> bool {
+        self.tunnels.is_empty() && self.dialing.is_none() && self.dead.is_none()
+    }
+
+    /// How much of the pool's bound it takes.
+    fn size(&self) -> usize {
+        let dialing = usize::from(self.dialing.is_some());
+        (self.tunnels.len() + dialing).max(1)
+    }
+
+    /// A slot in the best tunnel that has one. With a `crowded` one only if there is to be no other.
+    fn slot(&mut self, crowded: bool) -> Option<Slot> {
+        loop {
+            self.tunnels.retain(|tunnel| !tunnel.is_retired());
+            let calm = self.tunnels.iter().find(|tunnel| !tunnel.is_congested());
+            let crowded = || {
+                let least = self.tunnels.iter().min_by_key(|tunnel| tunnel.streams());
+                least.filter(|_| crowded)
+            };
+            let tunnel = Rc::clone(calm.or_else(crowded)?);
+            // Without a slot it is retired now.
+            if let Ok(slot) = tunnel.slot() {
+                return Some(slot);
+            }
+        }
+    }
 }
 
 /// The outgoing tunnels of one pod on one thread. Cheap to clone.
@@ -152,14 +201,19 @@ impl Pool {
     where
         F: Future<Output = io::Result<TcpStream>> + 'static,
     {
-        let (slot, origin) = self.slot(to, &connect).await?;
+        let (slot, origin) = self.slot(to, request, &connect).await?;
         match self.connect_stream(to.peer, slot, request).await {
+            // The peer is silent: it may have taken the CONNECT, but nothing was sent after it.
+            Err(OpenError::Silent { peer, after }) => {
+                let silent = DialError::Silent { peer, after };
+                self.0.take_for_dead(&Self::key(to, request), silent);
+            }
             // The peer did not look at it, or the tunnel was dead already: nothing was done, so it may be done again.
             Err(OpenError::Closing { .. }) => {}
             Err(OpenError::Broken { .. }) if origin == Origin::Reused => {}
             result => return result,
         }
-        let (slot, _) = self.slot(to, &connect).await?;
+        let (slot, _) = self.slot(to, request, &connect).await?;
         self.connect_stream(to.peer, slot, request).await
     }
 
@@ -167,16 +221,14 @@ impl Pool {
     async fn slot<F>(
         &self,
         to: &Destination,
+        request: &Connect<'_>,
         connect: &impl Fn() -> F,
     ) -> Result<(Slot, Origin), OpenError>
     where
         F: Future<Output = io::Result<TcpStream>> + 'static,
     {
-        let key = Key {
-            source: to.credential.identity().clone(),
-            expected: Arc::clone(&to.expected),
-            peer: to.peer,
-        };
+        let key = Self::key(to, request);
+        let patience = Instant::now() + self.0.settings.patience;
         loop {
             let mut dialing = match self.0.find(&key) {
                 Found::Slot(slot) => return Ok((slot, Origin::Reused)),
@@ -185,15 +237,28 @@ impl Pool {
                     .dial(&key, to, connect())
                     .map_err(|err| OpenError::Dial(Rc::new(err)))?,
             };
-            let outcome = match dialing.wait_for(Option::is_some).await {
-                Ok(outcome) => outcome.clone(),
-                Err(_) => None,
+            let outcome = async {
+                match dialing.wait_for(Option::is_some).await {
+                    Ok(outcome) => outcome.clone(),
+                    Err(_) => None,
+                }
+            };
+            let outcome = match self.0.dead(&key) {
+                None => outcome.await,
+                Some(dead) => timeout_at(patience, outcome)
+                    .await
+                    .unwrap_or(Some(Err(dead))),
             };
             let cut = || Rc::new(DialError::Cut { peer: to.peer });
-            let tunnel = outcome
-                .ok_or_else(cut)
-                .and_then(|outcome| outcome)
-                .map_err(OpenError::Dial)?;
+            let outcome = outcome.ok_or_else(cut).and_then(|outcome| outcome);
+            let tunnel = match outcome {
+                Ok(tunnel) => tunnel,
+                // One that has no room now is better than none.
+                Err(err) => match self.0.crowded(&key) {
+                    Some(slot) => return Ok((slot, Origin::Reused)),
+                    None => return Err(OpenError::Dial(err)),
+                },
+            };
             match self.0.take(&key, &tunnel) {
                 Ok(slot) => return Ok((slot, Origin::Fresh)),
                 // More waited than fit in: on to the next tunnel.
@@ -204,16 +269,33 @@ impl Pool {
         }
     }
 
+    fn key(to: &Destination, request: &Connect<'_>) -> Key {
+        Key {
+            source: to.credential.identity().clone(),
+            client: request.from.ip(),
+            expected: Arc::clone(&to.expected),
+            peer: to.peer,
+        }
+    }
+
     fn dial(
         &self,
         key: &Key,
         to: &Destination,
         connect: impl Future<Output = io::Result<TcpStream>> + 'static,
-    ) -> Result<watch::Receiver<Option<Outcome>>, DialError> {
-        self.0.make_room(key.peer)?;
+    ) -> Result<Dialing, DialError> {
+        self.0.make_room(key)?;
         let (tell, dialing) = watch::channel(None);
-        let entry = Entry::Dialing(dialing.clone());
-        self.0.entries.borrow_mut().insert(key.clone(), entry);
+        let connect_timeout = {
+            let mut entries = self.0.entries.borrow_mut();
+            let entry = entries.entry(key.clone()).or_default();
+            entry.dialing = Some(dialing.clone());
+            let settings = &self.0.settings;
+            match entry.dead {
+                Some(_) => settings.retry_timeout.min(settings.connect_timeout),
+                None => settings.connect_timeout,
+            }
+        };
         let attempt = Attempt {
             pool: Rc::clone(&self.0),
             key: key.clone(),
@@ -223,22 +305,46 @@ impl Pool {
         self.0.tasks.spawn_local(Box::pin(async move {
             let pool = Rc::clone(&attempt.pool);
             let key = attempt.key.clone();
-            let dialed = dial(key.peer, connect, &credential, expected, &pool.settings).await;
+            let (settings, started) = (&pool.settings, Instant::now());
+            let dialed = dial(
+                key.peer,
+                connect,
+                &credential,
+                expected,
+                settings,
+                connect_timeout,
+            )
+            .await;
             // Kept no longer than needed: the roots it came with are trusted as long as it is there.
             drop(credential);
             let (tunnel, driver) = match dialed {
                 Ok(dialed) => dialed,
                 Err(err) => {
-                    drop(attempt);
-                    tell.send_replace(Some(Err(Rc::new(err))));
-                    return;
+                    let err = Rc::new(err);
+                    // One that says no at once may be asked again by the next.
+                    let is_slow = started.elapsed() >= settings.patience.min(connect_timeout);
+                    let mut is_dead = false;
+                    attempt.end(|entry| {
+                        is_dead = is_slow || entry.dead.is_some();
+                        entry.dead = is_dead.then(|| Rc::clone(&err));
+                    });
+                    tell.send_replace(Some(Err(Rc::clone(&err))));
+                    drop(tell);
+                    if !is_dead {
+                        return;
+                    }
+                    tokio::select! {
+                        () = sleep(settings.dead_for) => {}
+                        () = pool.shutdown.started() => {}
+                    }
+                    return pool.take_for_living(&key, &err);
                 }
             };
             let weak = Rc::downgrade(&tunnel);
-            pool.entries
-                .borrow_mut()
-                .insert(key.clone(), Entry::Ready(Rc::clone(&tunnel)));
-            drop(attempt);
+            attempt.end(|entry| {
+                entry.dead = None;
+                entry.tunnels.push(Rc::clone(&tunnel));
+            });
             tell.send_replace(Some(Ok(tunnel)));
             // With the sender and the last waiter goes their copy of the tunnel.
             drop(tell);
@@ -268,25 +374,44 @@ impl Pool {
             None => failure(peer, err),
         };
         let mut requests = slot.0.requests().ready().await.map_err(failed)?;
-        let (response, send) = requests.send_request(request, false).map_err(failed)?;
-        let after = self.0.settings.answer_timeout;
-        let response = timeout(after, response)
-            .await
-            .map_err(|_| OpenError::NoAnswer { peer, after })?
-            .map_err(failed)?;
+        let (mut response, send) = requests.send_request(request, false).map_err(failed)?;
+        let settings = &self.0.settings;
+        let after = settings.answer_timeout;
+        let answer = async {
+            match timeout(settings.ask_after, &mut response).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    slot.0.ask();
+                    response.await
+                }
+            }
+        };
+        let response = tokio::select! {
+            biased;
+            answer = timeout(after, answer) => answer
+                .map_err(|_| OpenError::NoAnswer { peer, after })?
+                .map_err(failed)?,
+            () = slot.0.doubted() => {
+                let after = settings.doubt_after;
+                return Err(OpenError::Silent { peer, after });
+            }
+        };
         match Answer::classify(&response) {
             Answer::Open => Ok(Opened {
                 tunnel: slot.0.facts.clone(),
-                stream: Stream::new(send, response.into_body(), slot.0.cut.clone(), Some(slot)),
+                stream: {
+                    let (backlog, cut) = (slot.0.backlog.clone(), slot.0.cut.clone());
+                    Stream::new(send, response.into_body(), &backlog, cut, Some(slot))
+                },
             }),
             Answer::Refused(status) => Err(OpenError::Refused { peer, status }),
         }
     }
 
-    /// How many tunnels are there or being made.
+    /// How many tunnels are there or being made, and how many other peers are taken for dead.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.entries.borrow().len()
+        self.0.len()
     }
 
     /// Whether there are none.
@@ -298,21 +423,35 @@ impl Pool {
 
 enum Found {
     Slot(Slot),
-    Dialing(watch::Receiver<Option<Outcome>>),
+    Dialing(Dialing),
     Nothing,
 }
 
 impl Inner {
+    fn len(&self) -> usize {
+        self.entries.borrow().values().map(Entry::size).sum()
+    }
+
     fn find(&self, key: &Key) -> Found {
-        let tunnel = match self.entries.borrow().get(key) {
-            Some(Entry::Dialing(dialing)) => return Found::Dialing(dialing.clone()),
-            Some(Entry::Ready(tunnel)) => Rc::clone(tunnel),
-            None => return Found::Nothing,
-        };
-        match self.take(key, &tunnel) {
-            Ok(slot) => Found::Slot(slot),
-            Err(NoSlot::Full | NoSlot::Broken(_)) => Found::Nothing,
-        }
+        self.with(key, |entry| {
+            // The bound of tunnels is reached: the one with the fewest streams has to do.
+            let enough = entry.tunnels.len() >= self.settings.tunnels_per_peer;
+            match (entry.slot(enough), &entry.dialing) {
+                (Some(slot), _) => Found::Slot(slot),
+                (None, Some(dialing)) => Found::Dialing(dialing.clone()),
+                (None, None) => Found::Nothing,
+            }
+        })
+        .unwrap_or(Found::Nothing)
+    }
+
+    /// A slot in any tunnel there is.
+    fn crowded(&self, key: &Key) -> Option<Slot> {
+        self.with(key, |entry| entry.slot(true)).flatten()
+    }
+
+    fn dead(&self, key: &Key) -> Option<Rc<DialError>> {
+        self.with(key, |entry| entry.dead.clone()).flatten()
     }
 
     /// A slot of `tunnel`, which leaves the pool when that was its last, or when it has none.
@@ -325,48 +464,101 @@ impl Inner {
     }
 
     fn forget(&self, key: &Key, tunnel: &Rc<Tunnel>) {
+        self.with(key, |entry| {
+            entry.tunnels.retain(|one| !Rc::ptr_eq(one, tunnel));
+        });
+    }
+
+    /// Whoever says so tries to reach it next; how that ends decides.
+    fn take_for_dead(&self, key: &Key, err: DialError) {
         let mut entries = self.entries.borrow_mut();
-        if matches!(entries.get(key), Some(Entry::Ready(ready)) if Rc::ptr_eq(ready, tunnel)) {
-            entries.remove(key);
+        let is_known = entries.contains_key(key);
+        if is_known || entries.len() < self.settings.max_tunnels {
+            let entry = entries.entry(key.clone()).or_default();
+            // Somebody may have reached it already.
+            if entry.tunnels.is_empty() {
+                entry.dead = Some(Rc::new(err));
+            }
         }
     }
 
-    /// Keeps the pool in its bound by letting go of the tunnel that has been without streams for longest.
-    fn make_room(&self, peer: HboneAddr) -> Result<(), DialError> {
+    /// Ends what `err` began, unless something was found out since.
+    fn take_for_living(&self, key: &Key, err: &Rc<DialError>) {
+        self.with(key, |entry| {
+            let same = |dead: &mut Rc<DialError>| Rc::ptr_eq(dead, err);
+            drop(entry.dead.take_if(same));
+        });
+    }
+
+    /// Works on the entry of `key`, and removes it if nothing is left in it.
+    fn with<T>(&self, key: &Key, job: impl FnOnce(&mut Entry) -> T) -> Option<T> {
         let mut entries = self.entries.borrow_mut();
-        let tunnels = entries.len();
+        let entry = entries.get_mut(key)?;
+        let outcome = job(entry);
+        if entry.is_empty() {
+            entries.remove(key);
+        }
+        Some(outcome)
+    }
+
+    /// Keeps the pool in its bound by letting go of a dead peer, or of the tunnel that has been without streams for
+    /// longest.
+    fn make_room(&self, wanted: &Key) -> Result<(), DialError> {
+        let tunnels = self.len();
         if tunnels < self.settings.max_tunnels {
             return Ok(());
         }
-        let idle = entries.iter().filter_map(|(key, entry)| match entry {
-            Entry::Ready(tunnel) => Some((key, tunnel.idle()?)),
-            Entry::Dialing(_) => None,
+        let mut entries = self.entries.borrow_mut();
+        // Its entry counts already, if there is nothing else in it.
+        let only_dead = |entry: &Entry| entry.tunnels.is_empty() && entry.dialing.is_none();
+        if entries.get(wanted).is_some_and(only_dead) {
+            return Ok(());
+        }
+        let dead = entries.iter().find(|(_, entry)| only_dead(entry));
+        if let Some(key) = dead.map(|(key, _)| key.clone()) {
+            entries.remove(&key);
+            return Ok(());
+        }
+        let idle = entries.iter().flat_map(|(key, entry)| {
+            let tunnels = entry.tunnels.iter();
+            tunnels.filter_map(move |tunnel| Some((key, tunnel, tunnel.idle()?)))
         });
         let longest = idle
-            .max_by_key(|(_, idle)| *idle)
-            .map(|(key, _)| key.clone());
+            .max_by_key(|(_, _, idle)| *idle)
+            .map(|(key, tunnel, _)| (key.clone(), Rc::clone(tunnel)));
+        drop(entries);
         match longest {
-            Some(key) => {
-                entries.remove(&key);
+            Some((key, tunnel)) => {
+                self.forget(&key, &tunnel);
                 Ok(())
             }
-            None => Err(DialError::TooMany { peer, tunnels }),
+            None => Err(DialError::TooMany {
+                peer: wanted.peer,
+                tunnels,
+            }),
         }
     }
 }
 
-/// A running attempt to connect: its entry goes with it, unless the tunnel took its place.
+/// A running attempt to connect: that it runs is forgotten with it.
 struct Attempt {
     pool: Rc<Inner>,
     key: Key,
 }
 
+impl Attempt {
+    /// It has an outcome, to be noted by `note`.
+    fn end(self, note: impl FnOnce(&mut Entry)) {
+        self.pool.with(&self.key, |entry| {
+            entry.dialing = None;
+            note(entry);
+        });
+    }
+}
+
 impl Drop for Attempt {
     fn drop(&mut self) {
-        let mut entries = self.pool.entries.borrow_mut();
-        if matches!(entries.get(&self.key), Some(Entry::Dialing(_))) {
-            entries.remove(&self.key);
-        }
+        self.pool.with(&self.key, |entry| entry.dialing = None);
     }
 }
 

@@ -18,6 +18,7 @@ use ztunnel_mesh::reason::Reason;
 
 use super::client::TunnelFacts;
 use super::cut::Cut;
+use super::flow::{Arrivals, Backlog, Windowed, Windows};
 use super::keepalive::{Beat, Keepalive};
 use super::settings::TunnelSettings;
 use super::stream::{Stream, far_error, io_error};
@@ -68,6 +69,8 @@ pub struct Incoming {
     facts: TunnelFacts,
     revocation: RevocationWatch,
     cut: Cut,
+    backlog: Backlog,
+    windows: Windows,
 }
 
 /// Makes a tunnel of a TCP connection that came to 15008.
@@ -101,8 +104,11 @@ pub async fn accept(
     let keepalive = connection
         .ping_pong()
         .map(|ping| Keepalive::new(ping, settings));
+    let backlog = Backlog::default();
     Ok(Incoming {
         connection,
+        windows: Windows::new(settings, settings.served_streams, backlog.clone()),
+        backlog,
         keepalive,
         ping_timeout: settings.ping_timeout,
         facts,
@@ -141,7 +147,8 @@ impl Incoming {
             loop {
                 match self.connection.poll_accept(cx) {
                     Poll::Ready(Some(Ok((request, respond)))) => {
-                        serve(Request::new(request, respond, self.cut.clone()));
+                        let (cut, backlog) = (self.cut.clone(), self.backlog.clone());
+                        serve(Request::new(request, respond, cut, backlog));
                     }
                     Poll::Ready(Some(Err(err))) => {
                         return Poll::Ready(Err(TunnelError::Broken(io_error(err))));
@@ -150,6 +157,9 @@ impl Incoming {
                     Poll::Pending => break,
                 }
             }
+            if self.windows.adapt(&mut self.connection) {
+                cx.waker().wake_by_ref();
+            }
             match self.keepalive.as_mut().map(|keepalive| keepalive.poll(cx)) {
                 Some(Poll::Ready(Beat::Dead)) => {
                     // There is nobody to say good-bye to. The streams learn it when the connection is dropped.
@@ -157,7 +167,7 @@ impl Incoming {
                         after: self.ping_timeout,
                     }))
                 }
-                Some(Poll::Ready(Beat::Sent)) => {
+                Some(Poll::Ready(Beat::Sent | Beat::Late)) => {
                     // The PING leaves, and its timer starts, with the next poll.
                     cx.waker().wake_by_ref();
                     Poll::Pending
@@ -183,18 +193,40 @@ impl Incoming {
     }
 }
 
+impl Windowed for Connection<TlsStream<TcpStream>, Bytes> {
+    fn resize_streams(&mut self, window: u32) -> bool {
+        self.set_initial_window_size(window).is_ok()
+    }
+
+    fn resize_tunnel(&mut self, window: u32) {
+        self.set_target_window_size(window);
+    }
+}
+
 /// A request for a stream, to be opened or refused. Dropping it cancels the stream.
 pub struct Request {
     asked: Result<Asked, BadConnect>,
     respond: SendResponse<Bytes>,
     recv: RecvStream,
+    /// What comes before it is opened waits, too.
+    early: Arrivals,
+    backlog: Backlog,
     cut: Cut,
 }
 
 impl Request {
-    fn new(request: http::Request<RecvStream>, respond: SendResponse<Bytes>, cut: Cut) -> Self {
-        let (head, recv) = request.into_parts();
+    fn new(
+        request: http::Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+        cut: Cut,
+        backlog: Backlog,
+    ) -> Self {
+        let (head, mut recv) = request.into_parts();
+        let early = Arrivals::new(&mut recv, &backlog);
+        early.hold();
         Self {
+            early,
+            backlog,
             asked: Asked::parse(http::Request::from_parts(head, ())),
             respond,
             recv,
@@ -227,7 +259,8 @@ impl Request {
             .respond
             .send_response(Answer::open(own), false)
             .map_err(|err| far_error(&self.cut, err))?;
-        Ok(Stream::new(send, self.recv, self.cut, None))
+        self.early.unhold();
+        Ok(Stream::new(send, self.recv, &self.backlog, self.cut, None))
     }
 
     /// Tells the client no.

@@ -10,7 +10,8 @@ const MIB: u32 = 1024 * KIB;
 pub struct TunnelSettings {
     /// How much a peer may send on one stream before the app takes it.
     pub stream_window: u32,
-    /// The same for all streams of a tunnel together: the most memory a peer can make us use for its tunnel.
+    /// The same for all streams of a tunnel together, not counting what apps are slow to take. That may be three times
+    /// as much, and with it the window of each stream gets smaller: see `flow`.
     pub connection_window: u32,
     /// Largest frame a peer may send. A frame is handed on when it is complete, so a larger one costs latency and
     /// memory; ours carry up to 64 KiB.
@@ -22,7 +23,10 @@ pub struct TunnelSettings {
     pub max_streams: usize,
     /// Streams that one incoming tunnel is allowed.
     pub served_streams: u32,
-    /// Outgoing tunnels of one pool.
+    /// Tunnels of one pool to one peer that take new streams. There is more than one only when those that are there have
+    /// no room for a new stream's bytes.
+    pub tunnels_per_peer: usize,
+    /// Outgoing tunnels of one pool, and peers that are remembered as dead.
     pub max_tunnels: usize,
     /// How long an outgoing tunnel without streams is kept.
     pub idle_release: Duration,
@@ -36,6 +40,16 @@ pub struct TunnelSettings {
     pub ping_interval: Duration,
     /// How long a PONG may take.
     pub ping_timeout: Duration,
+    /// A CONNECT that is not answered for so long is a reason for a PING at once: a slow app or a dead peer?
+    pub ask_after: Duration,
+    /// A tunnel whose PONG takes longer gets no new streams, and no CONNECT waits for it any more. Its open streams go on.
+    pub doubt_after: Duration,
+    /// How long a connection waits for a peer that was just found dead, while somebody tries to reach it.
+    pub patience: Duration,
+    /// Limit of a TCP connect to such a peer. Short, since a SYN lost early on is sent again later and later.
+    pub retry_timeout: Duration,
+    /// How long a peer that was found dead is taken for dead, if nobody wants to reach it.
+    pub dead_for: Duration,
 }
 
 impl Default for TunnelSettings {
@@ -47,6 +61,7 @@ impl Default for TunnelSettings {
             send_buffer: 400 * KIB as usize,
             max_streams: 100,
             served_streams: 200,
+            tunnels_per_peer: 4,
             max_tunnels: 4096,
             idle_release: Duration::from_secs(300),
             connect_timeout: Duration::from_secs(10),
@@ -54,6 +69,11 @@ impl Default for TunnelSettings {
             answer_timeout: Duration::from_secs(20),
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
+            ask_after: Duration::from_millis(500),
+            doubt_after: Duration::from_millis(2500),
+            patience: Duration::from_secs(1),
+            retry_timeout: Duration::from_secs(3),
+            dead_for: Duration::from_secs(30),
         }
     }
 }
@@ -91,11 +111,11 @@ impl TunnelSettings {
 
     // RFC 9113 allows only these ranges, and the library panics outside of them.
 
-    fn stream_window(&self) -> u32 {
+    pub(super) fn stream_window(&self) -> u32 {
         self.stream_window.min(i32::MAX as u32)
     }
 
-    fn connection_window(&self) -> u32 {
+    pub(super) fn connection_window(&self) -> u32 {
         self.connection_window.clamp(65_535, i32::MAX as u32)
     }
 

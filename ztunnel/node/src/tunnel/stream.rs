@@ -9,36 +9,51 @@ use ztunnel_hbone::{ErrorCode, Received};
 
 use super::client::Slot;
 use super::cut::Cut;
+use super::flow::{Arrivals, Backlog};
 use crate::relay::{Far, FarError};
 
 /// An open stream: bytes flow both ways.
 pub struct Stream {
     send: SendStream<Bytes>,
     recv: RecvStream,
+    arrivals: Arrivals,
     /// How much of the window is asked for and not used yet.
     reserved: usize,
+    /// Whether a byte was sent.
+    sent: bool,
     sent_end: bool,
     received_end: bool,
     cut: Cut,
     /// Its place in the outgoing tunnel.
-    _slot: Option<Slot>,
+    slot: Option<Slot>,
 }
 
 impl Stream {
     pub(super) fn new(
         send: SendStream<Bytes>,
-        recv: RecvStream,
+        mut recv: RecvStream,
+        backlog: &Backlog,
         cut: Cut,
         slot: Option<Slot>,
     ) -> Self {
         Self {
             send,
+            arrivals: Arrivals::new(&mut recv, backlog),
             recv,
             reserved: 0,
+            sent: false,
             sent_end: false,
             received_end: false,
             cut,
-            _slot: slot,
+            slot,
+        }
+    }
+
+    /// A stream that has sent nothing has its own window still whole: if there is no room for it, then because there is
+    /// none in the tunnel.
+    fn note_room(&self, is_room: bool) {
+        if let (false, Some(slot)) = (self.sent, &self.slot) {
+            slot.0.note_room(is_room);
         }
     }
 
@@ -61,7 +76,10 @@ impl Far for Stream {
             match ready!(self.recv.poll_data(cx)) {
                 // Only END_STREAM may come in a frame without data; a peer that sends others is passed over.
                 Some(Ok(data)) if data.is_empty() => {}
-                Some(Ok(data)) => return Poll::Ready(Ok(Some(data))),
+                Some(Ok(data)) => {
+                    self.arrivals.give(data.len());
+                    return Poll::Ready(Ok(Some(data)));
+                }
                 None => {
                     self.received_end = true;
                     return Poll::Ready(Ok(None));
@@ -78,8 +96,7 @@ impl Far for Stream {
     }
 
     fn release(&mut self, len: usize) {
-        // It fails only for more than was received.
-        let _ = self.recv.flow_control().release_capacity(len);
+        self.arrivals.release(len);
     }
 
     fn poll_capacity(
@@ -94,9 +111,14 @@ impl Far for Stream {
         loop {
             let capacity = self.send.capacity();
             if capacity > 0 {
+                self.note_room(true);
                 return Poll::Ready(Ok(capacity.min(wanted)));
             }
-            match ready!(self.send.poll_capacity(cx)) {
+            let Poll::Ready(more) = self.send.poll_capacity(cx) else {
+                self.note_room(false);
+                return Poll::Pending;
+            };
+            match more {
                 Some(Ok(_)) => {}
                 Some(Err(err)) => return Poll::Ready(Err(far_error(&self.cut, err))),
                 None => return Poll::Ready(Err(self.closed())),
@@ -113,6 +135,7 @@ impl Far for Stream {
 
     fn send(&mut self, data: Bytes) -> Result<(), FarError> {
         self.reserved = self.reserved.saturating_sub(data.len());
+        self.sent = true;
         self.send.send_data(data, false).map_err(|_| self.closed())
     }
 

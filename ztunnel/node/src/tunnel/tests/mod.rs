@@ -1,8 +1,10 @@
 //! Client and server over real TCP, TLS and HTTP/2 on loopback, on one thread.
 
+mod dead;
 mod pool;
 mod relayed;
 mod revoked;
+mod slow;
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -126,6 +128,8 @@ impl Drop for Server {
 struct Client {
     pool: Pool,
     to: Destination,
+    /// The app.
+    from: SocketAddr,
     /// Calls of connect so far.
     connects: Rc<Cell<usize>>,
     tasks: TaskGroup,
@@ -142,6 +146,7 @@ impl Client {
                 credential: Arc::new(ca.credential(WEB)),
                 expected: Arc::new([expected.parse::<Identity>().unwrap()]),
             },
+            from: SocketAddr::from(([10, 0, 0, 1], 4000)),
             connects: Rc::default(),
             tasks,
             shutdown,
@@ -149,20 +154,28 @@ impl Client {
     }
 
     async fn open(&self) -> Result<Opened, OpenError> {
+        let peer = self.to.peer.0;
+        self.open_over(move || TcpStream::connect(peer)).await
+    }
+
+    /// With TCP connections of `connect`.
+    async fn open_over<F>(&self, connect: impl Fn() -> F) -> Result<Opened, OpenError>
+    where
+        F: Future<Output = io::Result<TcpStream>> + 'static,
+    {
         let request = Connect {
             authority: SocketAddr::from(([10, 0, 0, 9], 80)),
             baggage: Baggage {
                 namespace: "shop",
                 ..Baggage::default()
             },
-            from: SocketAddr::from(([10, 0, 0, 1], 4000)),
+            from: self.from,
             service: Some("db.shop.svc"),
             trace: Traceparent::new(1, 2),
         };
-        let peer = self.to.peer.0;
         let connect = || {
             self.connects.set(self.connects.get() + 1);
-            async move { TcpStream::connect(peer).await }
+            connect()
         };
         self.pool.open(&self.to, &request, connect).await
     }

@@ -11,7 +11,7 @@ use super::*;
 use crate::relay::{Far as _, FarError};
 
 /// Opens every stream and sends back what comes, until its end.
-async fn echo(request: Request) {
+pub(super) async fn echo(request: Request) {
     let mut stream = open(request);
     while let Ok(Some(data)) = poll_fn(|cx| stream.poll_data(cx)).await {
         stream.release(data.len());
@@ -22,7 +22,7 @@ async fn echo(request: Request) {
     stream.finish().unwrap();
 }
 
-async fn say(stream: &mut Stream, text: &'static str) -> String {
+pub(super) async fn say(stream: &mut Stream, text: &'static str) -> String {
     let room = poll_fn(|cx| stream.poll_capacity(cx, text.len())).await;
     assert_eq!(room.unwrap(), text.len());
     stream.send(Bytes::from_static(text.as_bytes())).unwrap();
