@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
-use ztunnel_hbone::{Baggage, Connect, Traceparent};
+use ztunnel_hbone::{Authority, Baggage, Connect, Traceparent};
 use ztunnel_mesh::addr::HboneAddr;
 use ztunnel_mesh::name::Identity;
 
@@ -150,7 +150,7 @@ impl Client {
 
     async fn open(&self) -> Result<Opened, OpenError> {
         let request = Connect {
-            authority: SocketAddr::from(([10, 0, 0, 9], 80)),
+            authority: Authority::Ip(SocketAddr::from(([10, 0, 0, 9], 80))),
             baggage: Baggage {
                 namespace: "shop",
                 ..Baggage::default()
