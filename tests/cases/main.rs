@@ -19,3 +19,4 @@ mod policy;
 mod readiness;
 mod traffic;
 mod trust;
+mod waypoint;
