@@ -21,3 +21,4 @@ mod readiness;
 mod traffic;
 mod trust;
 mod tunnels;
+mod waypoint;

@@ -36,9 +36,13 @@ fn what_cannot_be_reached_as_it_should_be_is_not_reached() {
     let _servers = servers.map(|name| lab.pod(&format!("shop/{name}")).serve().unwrap());
     let link = client.tap(&[MARKER]).unwrap();
     for (ip, reason, said) in [
-        ("10.244.2.11", "NO_ROUTE", "waypoint"),
-        ("fd00:2::11", "NO_ROUTE", "waypoint"),
-        ("10.96.0.11", "NO_ROUTE", "waypoint"),
+        ("10.244.2.11", "PEER_UNREACHABLE", "10.244.2.10:15008"),
+        ("fd00:2::11", "PEER_UNREACHABLE", "10.244.2.10:15008"),
+        (
+            "10.96.0.11",
+            "NO_ROUTE",
+            "shop/waypoint.shop.svc.cluster.local",
+        ),
         ("10.96.0.12", "NO_ROUTE", "network"),
         ("10.244.2.13", "PEER_UNREACHABLE", "10.244.2.13:15008"),
         ("fd00:2::13", "PEER_UNREACHABLE", "[fd00:2::13]:15008"),

@@ -111,6 +111,9 @@ pub struct Service {
     /// Waypoint for traffic addressed to the service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waypoint: Option<Gateway>,
+    /// Waypoints of which one is drawn for each connection.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weighted_waypoints: Vec<WeightedGateway>,
     /// Further identities that its endpoints may have.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subject_alt_names: Vec<String>,
@@ -138,6 +141,16 @@ pub struct Gateway {
     /// Its HBONE port.
     #[serde(default = "default_hbone_port")]
     pub port: u16,
+}
+
+/// A waypoint among others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WeightedGateway {
+    /// Where it is.
+    pub to: Gateway,
+    /// Its part of all weights. Zero: never.
+    pub weight: u32,
 }
 
 /// How endpoints are chosen.
@@ -425,7 +438,12 @@ impl MeshFile {
                 )));
             }
         }
-        service.waypoint.as_ref().map_or(Ok(()), Gateway::check)
+        let weighted = service.weighted_waypoints.iter().map(|w| &w.to);
+        service
+            .waypoint
+            .iter()
+            .chain(weighted)
+            .try_for_each(Gateway::check)
     }
 }
 

@@ -15,9 +15,9 @@ use libfuzzer_sys::fuzz_target;
 use prost::Message as _;
 use tokio::time::Instant;
 use ztunnel_mesh::addr::{AppAddr, ClientAddr, OrigDst};
-use ztunnel_mesh::authorize::{Peer, authorize};
+use ztunnel_mesh::authorize::{Peer, PodPolicies};
 use ztunnel_mesh::decide::decide;
-use ztunnel_mesh::name::{PolicyName, ServiceName};
+use ztunnel_mesh::name::{PolicyName, Principal, ServiceName};
 use ztunnel_mesh::partial::Key;
 use ztunnel_mesh::{Mesh, Rng};
 use ztunnel_node::discovery::session::{AdsSession, Resume};
@@ -232,12 +232,12 @@ impl Conversation {
             for ip in &some {
                 let to = SocketAddr::new(*ip, 80);
                 decide(&self.mesh, "", from, OrigDst(to), &mut Dice(1));
-                let identity = from.identity();
+                let principal = Principal::from(from.identity());
                 let peer = Peer {
-                    identity: Some(&identity),
+                    principal: Some(&principal),
                     addr: ClientAddr(to),
                 };
-                drop(authorize(&self.mesh, from, peer, AppAddr(to)));
+                drop(PodPolicies::new(&self.mesh, from).authorize(peer, AppAddr(to)));
             }
         }
     }

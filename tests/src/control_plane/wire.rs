@@ -174,6 +174,14 @@ fn service_message(mesh: &MeshFile, from: &Service) -> workload::Service {
         ports: ports(from),
         subject_alt_names: from.subject_alt_names.clone(),
         waypoint: from.waypoint.as_ref().map(|to| gateway(mesh, to)),
+        weighted_waypoints: from
+            .weighted_waypoints
+            .iter()
+            .map(|waypoint| workload::WeightedWaypoint {
+                destination: Some(gateway(mesh, &waypoint.to)),
+                weight: waypoint.weight,
+            })
+            .collect(),
         load_balancing: from.load_balancing.as_ref().map(|balancing| {
             use workload::load_balancing as lb;
             workload::LoadBalancing {

@@ -3,6 +3,7 @@
 //! Both take any certificate of the other side and tell whose it was, so that it is always the daemon that refuses.
 
 mod client;
+mod forward;
 mod server;
 mod tls;
 

@@ -1,5 +1,7 @@
-//! A server on 15008 that is no node proxy: it presents any certificate and notes who asked for what.
+//! A server on 15008 that is no node proxy: it presents any certificate and notes who asked for what. It answers by
+//! itself, or does what a waypoint does.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd as _;
 use std::sync::{Arc, Mutex};
@@ -15,6 +17,7 @@ use rustls::SupportedProtocolVersion;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 
+use super::forward::Forward;
 use super::tls;
 use crate::control_plane::Credential;
 use crate::error::{Doing, LabError, Result};
@@ -26,12 +29,19 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How long to wait for something expected.
 const EXPECTED: Duration = Duration::from_secs(10);
 
-/// A running server: each stream is answered with its status and, if that is 200, echoed.
+/// A running server: each stream is answered with its status and, if that is 200, echoed; or forwarded.
 pub struct Server {
     listener: TcpListener,
     seen: Arc<Mutex<Seen>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What becomes of a stream.
+#[derive(Clone)]
+enum Task {
+    Answer(StatusCode),
+    Forward(Arc<Forward>),
 }
 
 #[derive(Default)]
@@ -65,7 +75,13 @@ impl Server {
         credential: &Credential,
         status: u16,
     ) -> Result<Self> {
-        Self::start_with(place, on, credential, status, &rustls::version::TLS13)
+        Self::start_with(
+            place,
+            on,
+            credential,
+            Task::Answer(status_code(status)?),
+            &rustls::version::TLS13,
+        )
     }
 
     /// As [`start`](Self::start), for a server that speaks TLS 1.2.
@@ -78,18 +94,39 @@ impl Server {
         credential: &Credential,
         status: u16,
     ) -> Result<Self> {
-        Self::start_with(place, on, credential, status, &rustls::version::TLS12)
+        Self::start_with(
+            place,
+            on,
+            credential,
+            Task::Answer(status_code(status)?),
+            &rustls::version::TLS12,
+        )
+    }
+
+    /// Starts a waypoint: a stream for one of the authorities in `routes` ends here, and its bytes go on by HBONE,
+    /// with the same certificate, to the pod at the address. Any other authority is answered with 404.
+    ///
+    /// # Errors
+    /// When it cannot listen.
+    pub fn start_waypoint(
+        place: &Place,
+        on: SocketAddr,
+        credential: &Credential,
+        routes: BTreeMap<String, SocketAddr>,
+    ) -> Result<Self> {
+        let forward = Forward::new(place, credential, routes)?;
+        let task = Task::Forward(Arc::new(forward));
+        Self::start_with(place, on, credential, task, &rustls::version::TLS13)
     }
 
     fn start_with(
         place: &Place,
         on: SocketAddr,
         credential: &Credential,
-        status: u16,
+        task: Task,
         version: &'static SupportedProtocolVersion,
     ) -> Result<Self> {
         let tls = TlsAcceptor::from(Arc::new(tls::server(credential, version)?));
-        let status = StatusCode::from_u16(status).doing(|| format!("answer with {status}"))?;
         let listener = place
             .listen(on)
             .doing(|| format!("listen on {on} in {}", place.name()))?;
@@ -109,7 +146,7 @@ impl Server {
             .spawn(move || {
                 runtime.block_on(async {
                     tokio::select! {
-                        () = accept(listener, tls, status, noted) => {}
+                        () = accept(listener, tls, task, noted) => {}
                         _ = stopped => {}
                     }
                 });
@@ -172,19 +209,24 @@ impl Drop for Server {
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    tls: TlsAcceptor,
-    status: StatusCode,
-    seen: Arc<Mutex<Seen>>,
-) {
+fn status_code(status: u16) -> Result<StatusCode> {
+    StatusCode::from_u16(status).doing(|| format!("answer with {status}"))
+}
+
+async fn accept(listener: TcpListener, tls: TlsAcceptor, task: Task, seen: Arc<Mutex<Seen>>) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
         return;
     };
     while let Ok((stream, from)) = listener.accept().await {
         lock(&seen).tcp += 1;
         // Owned by the runtime, which ends with the server.
-        tokio::spawn(connection(stream, from, tls.clone(), status, seen.clone()));
+        tokio::spawn(connection(
+            stream,
+            from,
+            tls.clone(),
+            task.clone(),
+            seen.clone(),
+        ));
     }
 }
 
@@ -192,7 +234,7 @@ async fn connection(
     stream: tokio::net::TcpStream,
     from: SocketAddr,
     tls: TlsAcceptor,
-    status: StatusCode,
+    task: Task,
     seen: Arc<Mutex<Seen>>,
 ) {
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await else {
@@ -211,7 +253,13 @@ async fn connection(
             client: client.clone(),
             from,
         });
-        tokio::spawn(answer(request, response, status));
+        match &task {
+            Task::Answer(status) => drop(tokio::spawn(answer(request, response, *status))),
+            Task::Forward(forward) => {
+                let forward = forward.clone();
+                tokio::spawn(async move { forward.stream(request, response).await });
+            }
+        }
     }
 }
 
@@ -223,15 +271,18 @@ async fn answer(
     let mut head = Response::new(());
     *head.status_mut() = status;
     let end = status != StatusCode::OK;
-    if let Ok(sender) = response.send_response(head, end)
+    if let Ok(mut sender) = response.send_response(head, end)
         && !end
     {
-        drop(echo(request.into_body(), sender).await);
+        drop(pass_on(request.into_body(), &mut sender).await);
     }
 }
 
-/// Sends back what comes. Small exchanges only: it leaves the pace to the buffers of `h2`.
-async fn echo(mut from: RecvStream, mut to: SendStream<Bytes>) -> Result<(), h2::Error> {
+/// Sends on what comes, until it ends. Small exchanges only: it leaves the pace to the buffers of `h2`.
+pub(super) async fn pass_on(
+    mut from: RecvStream,
+    to: &mut SendStream<Bytes>,
+) -> Result<(), h2::Error> {
     while let Some(chunk) = from.data().await {
         let chunk = chunk?;
         from.flow_control().release_capacity(chunk.len())?;

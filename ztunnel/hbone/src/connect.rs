@@ -18,7 +18,7 @@ const LONGEST_HOST: usize = 253;
 /// What a client says to open one stream.
 #[derive(Clone, Debug)]
 pub struct Connect<'a> {
-    pub authority: SocketAddr,
+    pub authority: Authority,
     /// The client's workload.
     pub baggage: Baggage<'a>,
     /// The app that connected.

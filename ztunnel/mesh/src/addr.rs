@@ -1,5 +1,6 @@
 //! Addresses that say whose they are. A bare `SocketAddr` in a signature does not.
 
+use alloc::string::String;
 use core::fmt;
 use core::net::SocketAddr;
 
@@ -38,4 +39,24 @@ address! {
 address! {
     /// The TCP peer that connected to a pod: what the app will see as its client.
     ClientAddr
+}
+
+/// What a CONNECT asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Authority {
+    Ip(SocketAddr),
+    /// A hostname of a service and a port of that service.
+    Host {
+        host: String,
+        port: u16,
+    },
+}
+
+impl fmt::Display for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(addr) => addr.fmt(f),
+            Self::Host { host, port } => write!(f, "{host}:{port}"),
+        }
+    }
 }

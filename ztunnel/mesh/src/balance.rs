@@ -4,10 +4,10 @@
 //! lie in groups that share all of that (see `endpoints`), so a pick looks at groups, not at endpoints, and
 //! allocates nothing.
 
-use crate::endpoints::{Endpoint, Endpoints, Group, Kind, Reach};
+use crate::endpoints::{AppTunnel, Endpoint, Endpoints, Group, Kind, Reach};
 use crate::service::{HealthPolicy, LoadBalancingMode, Scope, Service};
 use crate::snapshot::Mesh;
-use crate::workload::{Health, Workload};
+use crate::workload::{GatewayAddress, Health, Workload};
 
 /// Randomness, supplied by the caller so that a decision can be repeated.
 pub trait Rng {
@@ -21,6 +21,15 @@ pub struct Picked<'a> {
     pub port: u16,
 }
 
+/// What an endpoint is picked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To take the connection, or to be a network gateway: the service must have the port.
+    Destination,
+    /// To be a waypoint. One that has an application tunnel takes connections for ports its service does not have.
+    Waypoint,
+}
+
 /// Picks at random, by capacity, among the endpoints that can take a connection of `client` to `port` of the
 /// service and that its load balancing prefers most.
 pub fn pick<'a>(
@@ -28,9 +37,11 @@ pub fn pick<'a>(
     service: &Service,
     port: u16,
     client: &Workload,
+    purpose: Purpose,
     rng: &mut impl Rng,
 ) -> Option<Picked<'a>> {
-    if !service.has_port(port) {
+    let has_port = service.has_port(port);
+    if !has_port && purpose == Purpose::Destination {
         return None;
     }
     let endpoints = mesh.arranged_endpoints(&service.key)?;
@@ -40,15 +51,42 @@ pub fn pick<'a>(
         if !can_take(service, client, kind) {
             continue;
         }
-        let Some(port) = kind.target_port(port).or(common_port) else {
+        let known_port = kind.target_port(port).or(common_port);
+        let target_port = match purpose {
+            Purpose::Destination => known_port,
+            Purpose::Waypoint if !has_port && kind.app_tunnel == AppTunnel::None => None,
+            Purpose::Waypoint => {
+                known_port.or((kind.app_tunnel == AppTunnel::ToPort).then_some(port))
+            }
+        };
+        let Some(target_port) = target_port else {
             continue;
         };
-        best.port = port;
+        best.port = target_port;
         fitting(mesh, service, endpoints, client, group, &mut best, rng);
     }
     let (group, port) = best.chosen?;
     let endpoint = group.pick(below(group.weight(), rng)?)?;
     Some(Picked { endpoint, port })
+}
+
+/// The waypoint for one connection to the service, when it has any: drawn by weight if weights are given.
+pub(crate) fn sample_waypoint<'a>(
+    service: &'a Service,
+    rng: &mut impl Rng,
+) -> Option<&'a GatewayAddress> {
+    let weighted = &service.weighted_waypoints;
+    let total = weighted.iter().map(|w| u64::from(w.weight)).sum();
+    let Some(mut at) = below(total, rng) else {
+        return service.waypoint.as_ref();
+    };
+    let drawn = weighted.iter().find(|w| {
+        let weight = u64::from(w.weight);
+        let here = at < weight;
+        at = at.saturating_sub(weight);
+        here
+    });
+    drawn.map(|w| &w.destination)
 }
 
 /// The group to draw from: of the groups that fit best one, by weight.

@@ -9,26 +9,36 @@
 //! workload first, on the proxy's own network; where the connection goes asks for the service first, on the
 //! client's network. They differ only where the same address is both, or where the two networks differ.
 //!
-//! Absent for now, and refused as `NoRoute`: waypoints, other networks behind gateways, workloads known by
-//! hostname only. No shortcut for the same node: it is decided like any other.
+//! A service's waypoint is for connections to the service, a workload's for connections to the workload: neither
+//! stands in for the other. Whatever refers to a waypoint or a gateway that cannot be found is refused as `NoRoute`.
+//! No shortcut for the same node: it is decided like any other.
 //!
 //! In a partial mesh an address that is not there means nothing until the control plane was asked for it, on both
-//! networks.
+//! networks. A waypoint or gateway that is not there is asked for when a connection needs it.
 
 use alloc::format;
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
 use core::net::{IpAddr, SocketAddr};
 
-use crate::addr::{HBONE_PORT, HboneAddr, OrigDst, PROXY_PORTS};
-use crate::balance::{Picked, Rng, pick};
+use crate::addr::{OrigDst, PROXY_PORTS};
+use crate::balance::{Picked, Purpose, Rng, pick, sample_waypoint};
 use crate::name::Identity;
 use crate::partial::Key;
 use crate::reason::Reason;
 pub use crate::reason::Refusal;
 use crate::service::Service;
 use crate::snapshot::Mesh;
-use crate::workload::{TunnelProtocol, Workload};
+use crate::workload::{GatewayAddress, TunnelProtocol, Workload};
+
+mod reference;
+mod route;
+
+use reference::{Unresolved, is_client, resolve};
+use route::Hop;
+pub use route::{DoubleHboneRoute, HboneRoute, NamedRoute, Route};
 
 /// What to do with an outbound connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,28 +49,6 @@ pub enum Decision {
     Lookup(Key),
 }
 
-/// How to reach the destination.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Route {
-    /// Plain TCP.
-    Direct {
-        to: SocketAddr,
-    },
-    Hbone(HboneRoute),
-}
-
-/// A CONNECT to a peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HboneRoute {
-    pub peer: HboneAddr,
-    /// What to ask the peer for.
-    pub authority: SocketAddr,
-    /// The peer must prove one of these.
-    pub expected: Arc<[Identity]>,
-    /// Hostname of the service the peer was chosen for.
-    pub service: Option<Arc<str>>,
-}
-
 /// Decides about a connection of the pod `from`, wherever its packets say they come from.
 pub fn decide(
     mesh: &Mesh,
@@ -69,44 +57,42 @@ pub fn decide(
     to: OrigDst,
     rng: &mut impl Rng,
 ) -> Decision {
-    let to = SocketAddr::new(to.0.ip().to_canonical(), to.0.port());
-    if to.ip().is_loopback() && PROXY_PORTS.contains(&to.port()) {
+    let to = OrigDst(SocketAddr::new(to.0.ip().to_canonical(), to.0.port()));
+    if to.0.ip().is_loopback() && PROXY_PORTS.contains(&to.0.port()) {
         let detail = format!("{to} is a port of the proxy itself");
         return Decision::Refuse(Refusal::new(Reason::Loop, detail));
     }
     let lacking = [own_network, &*from.network]
         .iter()
-        .find_map(|network| mesh.lacks_address(network, to.ip()));
+        .find_map(|network| mesh.lacks_address(network, to.0.ip()));
     if let Some(key) = lacking {
         return Decision::Lookup(key);
     }
-    match route(mesh, own_network, from, to, rng) {
+    let connection = Connection {
+        mesh,
+        own_network,
+        from,
+        to: to.0,
+    };
+    match connection.route(rng) {
         Ok(route) => Decision::Go(route),
-        Err(refusal) => Decision::Refuse(refusal),
+        Err(Stop::Refuse(refusal)) => Decision::Refuse(refusal),
+        Err(Stop::Lookup(key)) => Decision::Lookup(key),
     }
 }
 
-fn route(
-    mesh: &Mesh,
-    own_network: &str,
-    from: &Workload,
+/// What is decided about.
+struct Connection<'a> {
+    mesh: &'a Mesh,
+    own_network: &'a str,
+    from: &'a Workload,
     to: SocketAddr,
-    rng: &mut impl Rng,
-) -> Result<Route, Refusal> {
-    let addressed = addressed(mesh, own_network, from, to.ip());
-    if let Addressed::Service(service) = addressed
-        && service.has_waypoint()
-    {
-        let detail = format!(
-            "service {} for {to} is reached through a waypoint, which is not supported yet",
-            service.key
-        );
-        return Err(Refusal::new(Reason::NoRoute, detail));
-    }
-    match upstream(mesh, from, to, rng) {
-        Upstream::Chosen(upstream) => through(&upstream, addressed, from, to),
-        Upstream::Nothing(service) => otherwise(addressed, service, from, to),
-    }
+}
+
+/// Why there is no route.
+enum Stop {
+    Refuse(Refusal),
+    Lookup(Key),
 }
 
 /// What the app addressed.
@@ -117,21 +103,13 @@ enum Addressed<'a> {
     Unknown,
 }
 
-fn addressed<'a>(mesh: &'a Mesh, network: &str, from: &Workload, ip: IpAddr) -> Addressed<'a> {
-    if let Some(workload) = mesh.workload_by_ip(network, ip) {
-        Addressed::Workload(workload)
-    } else if let Some(service) = mesh.service_by_vip(network, ip, &from.namespace) {
-        Addressed::Service(service)
-    } else {
-        Addressed::Unknown
-    }
-}
-
 /// The workload that takes the connection, its port, and the service it was chosen for.
 struct Chosen<'a> {
     workload: &'a Workload,
     port: u16,
     service: Option<&'a Service>,
+    /// The address that it was chosen for: of its own, this or one like this is used.
+    asked: IpAddr,
 }
 
 enum Upstream<'a> {
@@ -140,117 +118,260 @@ enum Upstream<'a> {
     Nothing(Option<&'a Service>),
 }
 
-fn upstream<'a>(
-    mesh: &'a Mesh,
-    from: &Workload,
-    to: SocketAddr,
-    rng: &mut impl Rng,
-) -> Upstream<'a> {
-    let (network, ip) = (&from.network, to.ip());
-    if let Some(service) = mesh.service_by_vip(network, ip, &from.namespace) {
-        if service.is_passthrough() {
-            return Upstream::Nothing(Some(service));
+impl<'a> Connection<'a> {
+    fn route(&self, rng: &mut impl Rng) -> Result<Route, Stop> {
+        let addressed = self.addressed();
+        if let Addressed::Service(service) = addressed
+            && let Some(waypoint) = sample_waypoint(service, rng)
+        {
+            return self.through_waypoint_of(service, waypoint, rng);
         }
-        match pick(mesh, service, to.port(), from, rng) {
-            Some(Picked { endpoint, port }) => Upstream::Chosen(Chosen {
-                workload: &endpoint.workload,
+        let to = OrigDst(self.to);
+        match self.upstream(&self.from.network, to, Purpose::Destination, rng) {
+            Upstream::Chosen(chosen) => self.to_workload(&chosen, addressed, rng),
+            Upstream::Nothing(service) => self.otherwise(addressed, service),
+        }
+    }
+
+    fn addressed(&self) -> Addressed<'a> {
+        let (network, ip) = (self.own_network, self.to.ip());
+        if let Some(workload) = self.mesh.workload_by_ip(network, ip) {
+            Addressed::Workload(workload)
+        } else if let Some(service) = self.mesh.service_by_vip(network, ip, &self.from.namespace) {
+            Addressed::Service(service)
+        } else {
+            Addressed::Unknown
+        }
+    }
+
+    /// Who takes connections to `to` on `network`.
+    fn upstream(
+        &self,
+        network: &str,
+        to: OrigDst,
+        purpose: Purpose,
+        rng: &mut impl Rng,
+    ) -> Upstream<'a> {
+        let (ip, port) = (to.0.ip(), to.0.port());
+        let Self { mesh, from, .. } = *self;
+        let chosen = |workload, port, service| {
+            Upstream::Chosen(Chosen {
+                workload,
                 port,
-                service: Some(service),
-            }),
-            None => Upstream::Nothing(Some(service)),
+                service,
+                asked: ip,
+            })
+        };
+        if let Some(service) = mesh.service_by_vip(network, ip, &from.namespace) {
+            if service.is_passthrough() {
+                return Upstream::Nothing(Some(service));
+            }
+            match pick(mesh, service, port, from, purpose, rng) {
+                Some(Picked { endpoint, port }) => chosen(&endpoint.workload, port, Some(service)),
+                None => Upstream::Nothing(Some(service)),
+            }
+        } else if let Some(workload) = mesh.workload_by_ip(network, ip) {
+            chosen(workload, port, None)
+        } else {
+            Upstream::Nothing(None)
         }
-    } else if let Some(workload) = mesh.workload_by_ip(network, ip) {
-        Upstream::Chosen(Chosen {
+    }
+
+    /// No upstream: out in the clear only if the mesh has nothing to say about the address, or says just that.
+    fn otherwise(
+        &self,
+        addressed: Addressed<'_>,
+        service: Option<&Service>,
+    ) -> Result<Route, Stop> {
+        let Self { from, to, .. } = *self;
+        let service = match (addressed, service) {
+            (Addressed::Unknown, None) => return Ok(Route::Direct { to }),
+            (Addressed::Service(service), _) | (_, Some(service)) => service,
+            (Addressed::Workload(workload), None) => {
+                return Err(no_route(format!(
+                    "{to} belongs to workload {} on network {:?}, but not on network {:?} of the client",
+                    workload.uid, workload.network, from.network
+                )));
+            }
+        };
+        if service.is_passthrough() {
+            return Ok(Route::Direct { to });
+        }
+        let detail = if service.has_port(to.port()) {
+            format!(
+                "service {} has no healthy endpoint for port {} that this client may use",
+                service.key,
+                to.port()
+            )
+        } else {
+            format!("service {} has no port {}", service.key, to.port())
+        };
+        let refusal = Refusal::new(Reason::NoHealthyEndpoint, detail);
+        Err(Stop::Refuse(refusal))
+    }
+
+    fn through_waypoint_of(
+        &self,
+        service: &Service,
+        reference: &GatewayAddress,
+        rng: &mut impl Rng,
+    ) -> Result<Route, Stop> {
+        let waypoint = self.waypoint(&service.key, "service", reference, rng)?;
+        if waypoint.workload.network != self.from.network {
+            return self.across_networks(&waypoint, Addressed::Service(service), rng);
+        }
+        self.to_waypoint(&waypoint, Some(service))
+            .map_err(|why| self.no_waypoint(&service.key, "service", reference, why))
+    }
+
+    fn to_workload(
+        &self,
+        chosen: &Chosen<'_>,
+        addressed: Addressed<'_>,
+        rng: &mut impl Rng,
+    ) -> Result<Route, Stop> {
+        let Chosen {
             workload,
-            port: to.port(),
-            service: None,
-        })
-    } else {
-        Upstream::Nothing(None)
-    }
-}
-
-/// No upstream: out in the clear only if the mesh has nothing to say about the address, or says just that.
-fn otherwise(
-    addressed: Addressed<'_>,
-    service: Option<&Service>,
-    from: &Workload,
-    to: SocketAddr,
-) -> Result<Route, Refusal> {
-    let direct = Ok(Route::Direct { to });
-    let service = match (addressed, service) {
-        (Addressed::Unknown, None) => return direct,
-        (Addressed::Service(service), _) | (_, Some(service)) => service,
-        (Addressed::Workload(workload), None) => {
-            let detail = format!(
-                "{to} belongs to workload {} on network {:?}, but not on network {:?} of the client",
-                workload.uid, workload.network, from.network
-            );
-            return Err(Refusal::new(Reason::NoRoute, detail));
+            port,
+            service,
+            ..
+        } = *chosen;
+        if workload.network != self.from.network {
+            return self.across_networks(chosen, addressed, rng);
         }
-    };
-    if service.is_passthrough() {
-        return direct;
+        if let Some(reference) = &workload.waypoint
+            && !matches!(addressed, Addressed::Service(_))
+        {
+            let of = &workload.uid;
+            let itself = is_client(self, reference);
+            let itself = itself.map_err(|why| self.no_waypoint(of, "workload", reference, why))?;
+            if !itself {
+                let waypoint = self.waypoint(of, "workload", reference, rng)?;
+                if waypoint.workload.network != self.from.network {
+                    let why = Unresolved::Missing(format!(
+                        "it is on network {:?}, and only connections to services cross networks",
+                        waypoint.workload.network
+                    ));
+                    return Err(self.no_waypoint(of, "workload", reference, why));
+                }
+                return self
+                    .to_waypoint(&waypoint, service)
+                    .map_err(|why| self.no_waypoint(of, "workload", reference, why));
+            }
+        }
+        let hop = match workload.tunnel {
+            TunnelProtocol::None => Hop::Direct { port },
+            TunnelProtocol::Hbone => Hop::Workload {
+                port,
+                expected: expected(chosen),
+                service: service.map(|service| Arc::clone(&service.key.hostname)),
+            },
+        };
+        next(chosen, hop).map_err(|why| no_route(format!("for {}, {why}", self.to)))
     }
-    let detail = if service.has_port(to.port()) {
-        format!(
-            "service {} has no healthy endpoint for port {} that this client may use",
-            service.key,
-            to.port()
-        )
-    } else {
-        format!("service {} has no port {}", service.key, to.port())
-    };
-    Err(Refusal::new(Reason::NoHealthyEndpoint, detail))
+
+    /// To a workload, or the waypoint in front of it, on another network.
+    fn across_networks(
+        &self,
+        far: &Chosen<'_>,
+        addressed: Addressed<'_>,
+        rng: &mut impl Rng,
+    ) -> Result<Route, Stop> {
+        let (to, workload) = (self.to, far.workload);
+        let (uid, network) = (&workload.uid, &workload.network);
+        let Addressed::Service(service) = addressed else {
+            return Err(no_route(format!(
+                "workload {uid} for {to} is on network {network:?}: only connections to services cross networks"
+            )));
+        };
+        let Some(reference) = &workload.network_gateway else {
+            return Err(no_route(format!(
+                "workload {uid} for {to} is on network {network:?} and has no network gateway"
+            )));
+        };
+        // The workload stands for what the far network has: only the service knows who that may be.
+        let inner: Arc<[Identity]> = far.service.map_or(&[][..], names).into();
+        if inner.is_empty() {
+            return Err(no_route(format!(
+                "workload {uid} for {to} is on network {network:?}, and its service does not say who takes \
+                 connections there (subject_alt_names)"
+            )));
+        }
+        let nowhere = |why| {
+            let what = format!("workload {uid} for {to} is on network {network:?}, reached");
+            unresolved(&what, "gateway", reference, why)
+        };
+        let gateway = resolve(self, reference, Purpose::Destination, rng).map_err(nowhere)?;
+        let hop = Hop::Gateway {
+            port: gateway.port,
+            service: Arc::clone(&service.key.hostname),
+            service_port: to.port(),
+            outer: expected(&gateway),
+            inner,
+        };
+        next(&gateway, hop).map_err(|why| nowhere(Unresolved::Missing(why)))
+    }
+
+    fn waypoint(
+        &self,
+        of: &dyn fmt::Display,
+        kind: &str,
+        reference: &GatewayAddress,
+        rng: &mut impl Rng,
+    ) -> Result<Chosen<'a>, Stop> {
+        resolve(self, reference, Purpose::Waypoint, rng)
+            .map_err(|why| self.no_waypoint(of, kind, reference, why))
+    }
+
+    fn no_waypoint(
+        &self,
+        of: &dyn fmt::Display,
+        kind: &str,
+        reference: &GatewayAddress,
+        why: Unresolved,
+    ) -> Stop {
+        let what = format!("{kind} {of} for {} is reached", self.to);
+        unresolved(&what, "waypoint", reference, why)
+    }
+
+    fn to_waypoint(
+        &self,
+        waypoint: &Chosen<'_>,
+        service: Option<&Service>,
+    ) -> Result<Route, Unresolved> {
+        let hop = Hop::Waypoint {
+            port: waypoint.port,
+            authority: self.to,
+            expected: expected(waypoint),
+            service: service.map(|service| Arc::clone(&service.key.hostname)),
+        };
+        next(waypoint, hop).map_err(Unresolved::Missing)
+    }
 }
 
-fn through(
-    upstream: &Chosen<'_>,
-    addressed: Addressed<'_>,
-    from: &Workload,
-    to: SocketAddr,
-) -> Result<Route, Refusal> {
+/// The route with a workload as its next hop, or what that lacks.
+fn next(chosen: &Chosen<'_>, hop: Hop) -> Result<Route, String> {
     let Chosen {
         workload,
-        port,
         service,
-    } = *upstream;
-    let uid = &workload.uid;
-    let no_route = |detail| Err(Refusal::new(Reason::NoRoute, detail));
-    if workload.network != from.network {
-        return no_route(format!(
-            "workload {uid} for {to} is on network {:?}: network gateways are not supported yet",
-            workload.network
-        ));
+        asked,
+        ..
+    } = *chosen;
+    if let Some(ip) = address(workload, service, asked) {
+        return Ok(hop.at(ip));
     }
-    if let Some(waypoint) = &workload.waypoint
-        && !matches!(addressed, Addressed::Service(_))
-    {
-        return no_route(format!(
-            "workload {uid} at {to} is reached through the waypoint at {waypoint}, which is not supported yet"
-        ));
+    if workload.hostname.is_empty() {
+        let uid = &workload.uid;
+        return Err(format!("workload {uid} has no address that may be used"));
     }
-    let Some(ip) = address(workload, service, to.ip()) else {
-        return no_route(if workload.hostname.is_empty() {
-            format!("workload {uid} for {to} has no address its service may use")
-        } else {
-            format!(
-                "workload {uid} for {to} is known as {:?} only: resolving it is not supported yet",
-                workload.hostname
-            )
-        });
-    };
-    Ok(match workload.tunnel {
-        TunnelProtocol::None => Route::Direct {
-            to: SocketAddr::new(ip, port),
-        },
-        TunnelProtocol::Hbone => Route::Hbone(HboneRoute {
-            peer: HboneAddr(SocketAddr::new(ip, HBONE_PORT)),
-            authority: SocketAddr::new(ip, port),
-            expected: expected(workload, service),
-            service: service.map(|service| Arc::clone(&service.key.hostname)),
-        }),
-    })
+    Ok(Route::Named(NamedRoute {
+        hostname: Arc::clone(&workload.hostname),
+        families: service
+            .map(|service| service.ip_families)
+            .unwrap_or_default(),
+        prefer_v4: asked.is_ipv4(),
+        hop,
+    }))
 }
 
 /// The address of the workload to use: the one that was asked for, else one of the same family, else any.
@@ -267,11 +388,28 @@ fn address(workload: &Workload, service: Option<&Service>, asked: IpAddr) -> Opt
         .or_else(|| allowed().next())
 }
 
-fn expected(workload: &Workload, service: Option<&Service>) -> Arc<[Identity]> {
-    let names = service.map_or(&[][..], |service| &service.subject_alt_names);
-    let mut expected: Vec<_> = names.to_vec();
-    expected.push(workload.identity());
+fn names(service: &Service) -> &[Identity] {
+    &service.subject_alt_names
+}
+
+/// Who a workload may prove to be: itself, or what the service it was chosen for says.
+fn expected(chosen: &Chosen<'_>) -> Arc<[Identity]> {
+    let mut expected: Vec<_> = chosen.service.map_or(&[][..], names).to_vec();
+    expected.push(chosen.workload.identity());
     expected.into()
+}
+
+fn no_route(detail: String) -> Stop {
+    Stop::Refuse(Refusal::new(Reason::NoRoute, detail))
+}
+
+fn unresolved(what: &str, role: &str, reference: &GatewayAddress, why: Unresolved) -> Stop {
+    match why {
+        Unresolved::Lookup(key) => Stop::Lookup(key),
+        Unresolved::Missing(why) => {
+            no_route(format!("{what} through the {role} {reference}: {why}"))
+        }
+    }
 }
 
 #[cfg(test)]

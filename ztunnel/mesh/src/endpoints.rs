@@ -15,7 +15,7 @@ use core::hash::BuildHasher;
 use crate::name::ServiceName;
 use crate::service::{LoadBalancingMode, Scope, Service};
 use crate::trie::{Trie, Weigh};
-use crate::workload::{Health, Membership, Workload};
+use crate::workload::{ApplicationTunnel, Health, Membership, Workload};
 
 /// A workload as one of the endpoints of a service.
 #[derive(Clone, Debug)]
@@ -65,7 +65,17 @@ pub(crate) struct Endpoints {
 pub(crate) struct Kind {
     pub(crate) health: Health,
     pub(crate) reach: Reach,
+    pub(crate) app_tunnel: AppTunnel,
     ports: Ports,
+}
+
+/// What an endpoint's application tunnel says about ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum AppTunnel {
+    None,
+    AnyPort,
+    /// All connections end at one port.
+    ToPort,
 }
 
 /// From where an endpoint can be reached.
@@ -191,6 +201,11 @@ impl Kind {
                 (false, _) => Reach::Anywhere,
                 (true, Some(_)) => Reach::OtherNetworks(Arc::clone(&workload.network)),
                 (true, None) => Reach::Nowhere,
+            },
+            app_tunnel: match workload.application_tunnel {
+                None => AppTunnel::None,
+                Some(ApplicationTunnel { port: None, .. }) => AppTunnel::AnyPort,
+                Some(ApplicationTunnel { port: Some(_), .. }) => AppTunnel::ToPort,
             },
             ports: Ports(Arc::clone(endpoint.membership())),
         }

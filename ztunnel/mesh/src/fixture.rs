@@ -169,9 +169,12 @@ fn set_service(service: &mut Service, field: &str, value: &str) {
         "private" => service.visibility = Visibility::Namespace,
         "waypoint" => service.waypoint = Some(gateway(value)),
         "weighted" => {
-            service.weighted_waypoints = list(value, |weight| WeightedWaypoint {
-                destination: gateway("10.9.9.9"),
-                weight: weight.parse().unwrap(),
+            service.weighted_waypoints = list(value, |waypoint| {
+                let (destination, weight) = waypoint.split_once('*').unwrap();
+                WeightedWaypoint {
+                    destination: gateway(destination),
+                    weight: weight.parse().unwrap(),
+                }
             });
         }
         "any-health" => service.load_balancing.health_policy = HealthPolicy::AllowAll,
@@ -207,16 +210,19 @@ fn vip(value: &str) -> Vip {
     Vip::new(network.into(), net.unwrap())
 }
 
+// `<ip>`, `<network>@<ip>` or `<ns>/<hostname>`, with `#<port>` when that is not 15008.
 fn gateway(value: &str) -> GatewayAddress {
+    let (value, port) = value.split_once('#').unwrap_or((value, "15008"));
+    let (network, ip) = value.split_once('@').unwrap_or(("", value));
     GatewayAddress {
-        destination: match value.parse() {
+        destination: match ip.parse() {
             Ok(ip) => GatewayDestination::Address {
-                network: "".into(),
+                network: network.into(),
                 ip,
             },
             Err(_) => GatewayDestination::Hostname(ServiceName::parse(value).unwrap()),
         },
-        hbone_port: 15008,
+        hbone_port: port.parse().unwrap(),
     }
 }
 

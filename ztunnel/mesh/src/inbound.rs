@@ -7,35 +7,14 @@
 //! proxy), and application tunnels that want a PROXY header.
 
 use alloc::format;
-use alloc::string::String;
-use core::fmt;
 use core::net::SocketAddr;
 
+pub use crate::addr::Authority;
 use crate::addr::{AppAddr, PROXY_PORTS};
 use crate::partial::Key;
 use crate::reason::{Reason, Refusal};
 use crate::snapshot::Mesh;
 use crate::workload::{ApplicationProtocol, ApplicationTunnel, Workload};
-
-/// What a CONNECT asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Authority {
-    Ip(SocketAddr),
-    /// A hostname of a service and a port of that service.
-    Host {
-        host: String,
-        port: u16,
-    },
-}
-
-impl fmt::Display for Authority {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ip(addr) => addr.fmt(f),
-            Self::Host { host, port } => write!(f, "{host}:{port}"),
-        }
-    }
-}
 
 /// What has to be asked for before the target of a CONNECT to `pod` can be told: in a partial mesh the node's own
 /// workloads are known, but not the services they are endpoints of. The pod says which these are; a name that is none

@@ -82,6 +82,13 @@ impl Mesh {
         self.lacks(&key).then_some(key)
     }
 
+    /// The same for a service.
+    pub(crate) fn lacks_service(&self, name: &ServiceName) -> Option<Key> {
+        self.partial.as_ref()?;
+        let key = Key::Service(name.clone());
+        self.lacks(&key).then_some(key)
+    }
+
     /// The mesh with `absent` on record, and without what was on record of `forgotten`. This one stays as it is, and
     /// one that is not partial has no such record.
     #[must_use]

@@ -173,10 +173,4 @@ impl Service {
     pub fn target_port(&self, port: u16) -> Option<u16> {
         target_port(&self.ports, port)
     }
-
-    /// Whether its traffic has to pass a waypoint.
-    #[must_use]
-    pub fn has_waypoint(&self) -> bool {
-        self.waypoint.is_some() || self.weighted_waypoints.iter().any(|w| w.weight > 0)
-    }
 }

@@ -37,6 +37,8 @@ pub struct Mesh {
     workloads: Trie<Arc<Workload>>,
     workloads_by_ip: Trie<Arc<Workload>>,
     workloads_by_pod: Trie<Arc<Workload>>,
+    /// Those that have one: few.
+    workloads_by_hostname: Trie<Arc<Workload>>,
     services: Trie<Arc<Service>>,
     services_by_vip: Trie<Arc<Service>>,
     services_by_hostname: Trie<Arc<Service>>,
@@ -105,6 +107,15 @@ impl Mesh {
         owners
             .filter(|w| w.addresses.contains(&ip) && *w.network == *network)
             .min_by(|a, b| (b.rank(), &a.uid).cmp(&(a.rank(), &b.uid)))
+    }
+
+    /// The workload of a namespace with this hostname.
+    #[must_use]
+    pub fn workload_by_hostname(&self, name: &ServiceName) -> Option<&Arc<Workload>> {
+        let named = self.workloads_by_hostname.all(self.hash(name));
+        named
+            .filter(|w| w.namespace == name.namespace && w.hostname == name.hostname)
+            .min_by(|a, b| a.uid.cmp(&b.uid))
     }
 
     /// Whether a workload or a service has exactly this address, whoever may use it.
@@ -254,6 +265,10 @@ impl Mesh {
         }
         let pod = self.hash(&(&*workload.namespace, &*workload.name));
         put(&mut self.workloads_by_pod, pod);
+        if let Some(name) = hostname(workload) {
+            let hash = self.hash(&name);
+            put(&mut self.workloads_by_hostname, hash);
+        }
         let uid = self.hash(&*workload.uid);
         put(&mut self.workloads, uid);
         for (membership, of) in workload.memberships.iter().enumerate() {
@@ -287,6 +302,9 @@ impl Mesh {
         }
         let pod = self.hash(&(&*old.namespace, &*old.name));
         self.workloads_by_pod.remove(pod, is_it);
+        if let Some(name) = hostname(&old) {
+            self.workloads_by_hostname.remove(self.hash(&name), is_it);
+        }
         for (membership, of) in old.memberships.iter().enumerate() {
             let endpoint = Endpoint::new(&old, membership);
             let Self {
@@ -378,6 +396,13 @@ fn has_vip(service: &Service, network: &str, net: IpNet) -> bool {
 /// For values that cannot be there yet.
 fn never<V>(_: &V) -> bool {
     false
+}
+
+fn hostname(workload: &Workload) -> Option<ServiceName> {
+    (!workload.hostname.is_empty()).then(|| ServiceName {
+        namespace: Arc::clone(&workload.namespace),
+        hostname: Arc::clone(&workload.hostname),
+    })
 }
 
 fn ip_keys(workload: &Workload) -> impl Iterator<Item = (&str, IpAddr)> {

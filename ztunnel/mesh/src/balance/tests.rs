@@ -19,6 +19,7 @@ fn reference<'a>(
     service: &Service,
     port: u16,
     client: &Workload,
+    purpose: Purpose,
 ) -> BTreeMap<&'a str, (u64, u16)> {
     let usable = mesh
         .endpoints(&service.key)
@@ -26,14 +27,24 @@ fn reference<'a>(
         .filter_map(|endpoint| {
             let workload = &endpoint.workload;
             let own_port = endpoint.membership().target_port(port);
-            let target = own_port.or(service.target_port(port))?;
+            let tunnel = workload.application_tunnel;
+            let has_port = match purpose {
+                Purpose::Destination => service.has_port(port),
+                Purpose::Waypoint => service.has_port(port) || tunnel.is_some(),
+            };
+            let port_of_tunnel = match purpose {
+                Purpose::Destination => None,
+                Purpose::Waypoint => tunnel.and_then(|tunnel| tunnel.port).map(|_| port),
+            };
+            let known_port = own_port.or(service.target_port(port));
+            let target = known_port.or(port_of_tunnel)?;
             let healthy = workload.health == Health::Healthy
                 || service.load_balancing.health_policy == HealthPolicy::AllowAll;
             let reachable = !workload.addresses.is_empty()
                 || !workload.hostname.is_empty()
                 || (workload.network_gateway.is_some() && workload.network != client.network);
             let rank = rank(service, client, workload)?;
-            (service.has_port(port) && healthy && reachable && workload.capacity > 0)
+            (has_port && healthy && reachable && workload.capacity > 0)
                 .then_some((rank, endpoint, target))
         });
     let usable: Vec<_> = usable.collect();
@@ -75,8 +86,9 @@ fn endpoint(random: &mut Lcg, number: usize) -> String {
     let health = random.one_of(&["", "", "unhealthy"]);
     let capacity = random.one_of(&["0", "1", "1", "5"]);
     let ports = random.one_of(&["", "+80:8080", "+80:8080+81:0", "+81:8181"]);
+    let tunnel = random.one_of(&["", "", "app-tunnel=none", "app-tunnel=none:15088"]);
     format!(
-        "pod a/{number} {address} {network} locality={locality} node={node} cluster={cluster} {health} \
+        "pod a/{number} {tunnel} {address} {network} locality={locality} node={node} cluster={cluster} {health} \
          capacity={capacity} of=a/s{ports}; "
     )
 }
@@ -103,13 +115,15 @@ fn service(random: &mut Lcg) -> String {
 fn check(mesh: &Mesh, random: &mut Lcg) {
     let service = Arc::clone(mesh.service(&ServiceName::new("a", "s")).unwrap());
     for client in mesh.workloads().filter(|w| *w.namespace == *"clients") {
-        for port in PORTS {
-            let expected = reference(mesh, &service, port, client);
+        let purposes = [Purpose::Destination, Purpose::Waypoint];
+        let all = PORTS.map(|port| purposes.map(|purpose| (port, purpose)));
+        for (port, purpose) in all.into_iter().flatten() {
+            let expected = reference(mesh, &service, port, client, purpose);
             let total: u64 = expected.values().map(|(weight, _)| weight).sum();
             let mut drawn = BTreeMap::<&str, u64>::new();
             let draws = 40 * total.max(1);
             for _ in 0..draws {
-                let Some(picked) = pick(mesh, &service, port, client, random) else {
+                let Some(picked) = pick(mesh, &service, port, client, purpose, random) else {
                     assert!(expected.is_empty(), "{expected:?} for {client:?}");
                     continue;
                 };

@@ -4,12 +4,18 @@ use alloc::vec::Vec;
 
 use super::*;
 use crate::fixture::{Fixed, mesh, uid, upserts};
+use crate::name::ServiceName;
 use crate::snapshot::Delta;
 
+mod networks;
+mod waypoints;
+
 /// `flow` is `<client pod> -> <ip:port>`, with ` on <network>` when the proxy's network is not the empty one.
-/// A mesh that begins with `partial;` is one; what follows `absent <network>/<ip>` is known to be absent.
-/// Expected: `lookup <key>`, `direct <addr>`, `hbone <peer> for <authority> as <identities> [of <service>]`, or the code of the
-/// reason. The identities lose their `spiffe://cluster.local` and the words in between.
+/// A mesh that begins with `partial;` is one; what follows `absent`, each `<network>/<ip>` or
+/// `<namespace>/<hostname>`, is known to be absent.
+/// Expected: `lookup <key>`, `direct <addr>`, `hbone <peer> for <authority> as <identities> [of <service>]`, the same
+/// with ` then <identities>` for a second tunnel in the first, `<hostname>[ v6] is 192.0.2.77: ` before one of them, or
+/// the code of the reason. The identities lose their `spiffe://cluster.local` and the words in between.
 fn check(mesh_text: &str, flow: &str, expected: &str) {
     assert_eq!(
         decided(mesh_text, flow, 0),
@@ -32,22 +38,58 @@ fn decided_in(mesh: &Mesh, flow: &str, random: u32) -> String {
     let from = mesh.workload(&uid(client)).unwrap();
     let to = OrigDst(to.parse().unwrap());
     match decide(mesh, network, from, to, &mut Fixed(random)) {
-        Decision::Go(Route::Direct { to }) => format!("direct {to}"),
-        Decision::Go(Route::Hbone(route)) => {
-            let short = |identity: &Identity| {
-                let uri = identity.to_string().replace("spiffe://cluster.local", "");
-                uri.replace("/ns/", "").replace("/sa/", "/")
-            };
-            let expected: Vec<_> = route.expected.iter().map(short).collect();
-            let of = route.service.map_or(String::new(), |s| format!(" of {s}"));
-            let (peer, authority) = (route.peer, route.authority);
-            format!("hbone {peer} for {authority} as {}{of}", expected.join("+"))
-        }
+        Decision::Go(route) => printed(route),
         Decision::Lookup(key) => format!("lookup {key}"),
         Decision::Refuse(refusal) => {
             assert!(!refusal.detail.is_empty());
             refusal.reason.code().to_string()
         }
+    }
+}
+
+fn printed(route: Route) -> String {
+    let names = |identities: &[Identity]| {
+        let short = |identity: &Identity| {
+            let uri = identity.to_string().replace("spiffe://cluster.local", "");
+            uri.replace("/ns/", "").replace("/sa/", "/")
+        };
+        let all: Vec<_> = identities.iter().map(short).collect();
+        all.join("+")
+    };
+    match route {
+        Route::Direct { to } => format!("direct {to}"),
+        Route::Hbone(route) => {
+            let of = route.service.map_or(String::new(), |s| format!(" of {s}"));
+            let (peer, authority) = (route.peer, route.authority);
+            format!(
+                "hbone {peer} for {authority} as {}{of}",
+                names(&route.expected)
+            )
+        }
+        Route::DoubleHbone(DoubleHboneRoute { outer, inner }) => {
+            let outer = printed(Route::Hbone(outer));
+            format!("{outer} then {}", names(&inner))
+        }
+        Route::Named(route) => {
+            let family = if route.prefer_v4 { "" } else { " v6" };
+            let name = format!("{}{family} is 192.0.2.77: ", route.hostname);
+            name + &printed(route.at("192.0.2.77".parse().unwrap()))
+        }
+    }
+}
+
+/// Refuses, and says `why` somewhere.
+fn check_refused(mesh_text: &str, flow: &str, why: &str) {
+    let mesh = mesh(mesh_text);
+    let (client, to) = flow.split_once(" -> ").unwrap();
+    let from = mesh.workload(&uid(client)).unwrap();
+    let to = OrigDst(to.parse().unwrap());
+    match decide(&mesh, "", from, to, &mut Fixed(0)) {
+        Decision::Refuse(refusal) => {
+            assert_eq!(refusal.reason, Reason::NoRoute, "{mesh_text} | {refusal}");
+            assert!(refusal.detail.contains(why), "{mesh_text} | {refusal}");
+        }
+        other => panic!("{mesh_text} | {flow}: {other:?}"),
     }
 }
 
@@ -57,9 +99,12 @@ fn partial(text: &str) -> Mesh {
         .split_whitespace()
         .map(|name| {
             let (network, ip) = name.split_once('/').unwrap();
-            Key::Address {
-                network: network.into(),
-                ip: ip.parse().unwrap(),
+            match ip.parse() {
+                Ok(ip) => Key::Address {
+                    network: network.into(),
+                    ip,
+                },
+                Err(_) => Key::Service(ServiceName::new(network, ip)),
             }
         })
         .collect();
@@ -295,50 +340,6 @@ fn the_address_family_follows_the_client_as_far_as_the_service_allows() {
 }
 
 #[test]
-fn what_cannot_be_reached_yet_is_refused() {
-    let db = "pod shop/db ip=10.1.0.2 of=shop/db; ";
-    for text in [
-        "svc shop/db vip=10.0.0.2 ports=80 waypoint=10.9.9.9; ",
-        "svc shop/db vip=10.0.0.2 ports=80 waypoint=infra/waypoint passthrough; ",
-        "svc shop/db vip=10.0.0.2 ports=80 weighted=90,10; ",
-    ] {
-        check(
-            &with_web(&[text, db].concat()),
-            "shop/web -> 10.0.0.2:80",
-            "NO_ROUTE",
-        );
-    }
-    check(
-        &with_web("pod shop/db ip=10.1.0.2 waypoint=10.9.9.9"),
-        "shop/web -> 10.1.0.2:80",
-        "NO_ROUTE",
-    );
-    let svc = "svc shop/db vip=10.0.0.2 ports=80; ";
-    for endpoint in [
-        "we shop/db hostname=db.example of=shop/db",
-        "pod shop/db ip=10.1.0.2 network=far of=shop/db",
-        "we shop/db network=far gateway=10.9.9.9 hbone of=shop/db",
-    ] {
-        check(
-            &with_web(&[svc, endpoint].concat()),
-            "shop/web -> 10.0.0.2:80",
-            "NO_ROUTE",
-        );
-    }
-}
-
-#[test]
-fn waypoint_of_a_workload_is_for_connections_to_the_workload_only() {
-    check(
-        &with_web(
-            "pod shop/db ip=10.1.0.2 waypoint=10.9.9.9 of=shop/db; svc shop/db vip=10.0.0.2 ports=80",
-        ),
-        "shop/web -> 10.0.0.2:80",
-        "hbone 10.1.0.2:15008 for 10.1.0.2:80 as shop/db of db",
-    );
-}
-
-#[test]
 fn address_that_is_both_goes_to_the_service() {
     let both = "svc shop/db vip=10.1.0.2 ports=80; pod shop/b ip=10.1.0.3 of=shop/db; ";
     check(
@@ -354,6 +355,14 @@ fn address_that_is_both_goes_to_the_service() {
         ),
         "shop/web -> 10.1.0.2:80",
         "hbone 10.1.0.3:15008 for 10.1.0.3:80 as shop/b of db",
+    );
+    check(
+        &with_web(
+            "svc shop/db vip=10.1.0.2 ports=80; pod shop/b ip=10.1.0.3 of=shop/db waypoint=10.1.0.9; \
+             pod shop/a ip=10.1.0.2; pod infra/wp ip=10.1.0.9",
+        ),
+        "shop/web -> 10.1.0.2:80",
+        "hbone 10.1.0.9:15008 for 10.1.0.2:80 as infra/wp of db",
     );
     // Known to the mesh, so never in the clear.
     check(

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 use prost::Message as _;
-use ztunnel_mesh::balance::pick;
+use ztunnel_mesh::balance::{Purpose, pick};
 use ztunnel_mesh::name::ServiceName;
 use ztunnel_mesh::{Mesh, Rng};
 use ztunnel_node::discovery::session::{AdsSession, Resume, Subscription};
@@ -185,7 +185,14 @@ fn lookups(report: &mut Report, control_plane: &mut Follower) {
         let mut dice = Lcg(5);
         measure(report, "pick an endpoint, any service", &reader, |mesh| {
             let service = &small[random.below(small.len())];
-            black_box(pick(mesh, service, 80, &from, &mut dice));
+            black_box(pick(
+                mesh,
+                service,
+                80,
+                &from,
+                Purpose::Destination,
+                &mut dice,
+            ));
         });
         for (service, name) in big.iter().zip([Big::Anywhere, Big::Near]) {
             let mut dice = Lcg(6);
@@ -194,7 +201,17 @@ fn lookups(report: &mut Report, control_plane: &mut Follower) {
                 &format!("pick an endpoint of {BIG_ENDPOINTS}, {name}"),
                 &reader,
                 |mesh| {
-                    assert!(black_box(pick(mesh, service, 80, &from, &mut dice)).is_some());
+                    assert!(
+                        black_box(pick(
+                            mesh,
+                            service,
+                            80,
+                            &from,
+                            Purpose::Destination,
+                            &mut dice
+                        ))
+                        .is_some()
+                    );
                 },
             );
         }

@@ -14,9 +14,9 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
-use ztunnel_hbone::{Connect, Traceparent};
-use ztunnel_mesh::addr::{ClientAddr, OrigDst};
-use ztunnel_mesh::decide::{Decision, HboneRoute, Route, decide};
+use ztunnel_hbone::{Authority, Connect, Traceparent};
+use ztunnel_mesh::addr::{self, ClientAddr, HboneAddr, OrigDst};
+use ztunnel_mesh::decide::{Decision, HboneRoute, NamedRoute, Route, decide};
 use ztunnel_mesh::name::Principal;
 use ztunnel_mesh::reason::Reason;
 use ztunnel_mesh::{Refusal, Rng, Workload};
@@ -30,9 +30,10 @@ use crate::task::{Shutdown, TaskGroup};
 use crate::telemetry::{Direction, Record};
 use crate::tunnel::{Destination, OpenError, Pool, Stream, TunnelSettings};
 
-/// How often one connection may ask. A decision needs two answers at most, one for each network; more would be because
-/// things come and go faster than they can be followed.
-const LOOKUPS: usize = 8;
+/// How often one connection may ask. A decision needs four answers at most: about the address, on each network, and about
+/// a waypoint and a gateway, or one about each waypoint that may be drawn. More would be because things come and go faster
+/// than they can be followed.
+const LOOKUPS: usize = 16;
 
 /// The outgoing side of one pod on one worker thread.
 pub struct Outbound {
@@ -68,6 +69,12 @@ enum OutboundError {
     },
     #[error("{to} is the pod itself: the connection would come back")]
     Loop { to: SocketAddr },
+    #[error("{hostname} has to be resolved to reach {to}, which is not supported yet")]
+    Name { hostname: Arc<str>, to: OrigDst },
+    #[error(
+        "{to} is on another network, reached through the gateway {gateway}, which is not supported yet"
+    )]
+    Gateway { gateway: HboneAddr, to: OrigDst },
     #[error("the app gave up")]
     AppGone(#[source] io::Error),
 }
@@ -79,6 +86,7 @@ impl OutboundError {
             Self::Unknown(_) => Reason::WorkloadUnknown,
             Self::Refused(refusal) => refusal.reason,
             Self::Lookup(_) | Self::Lookups { .. } => Reason::LookupTimeout,
+            Self::Name { .. } | Self::Gateway { .. } => Reason::NoRoute,
             Self::Identity(err) => err.reason(),
             Self::Open(err) => err.reason(),
             Self::Timeout { .. } | Self::Connect { .. } => Reason::DestinationUnreachable,
@@ -160,6 +168,13 @@ impl Outbound {
                 .tunnel(record, src, &workload, route)
                 .await
                 .map(Reached::Stream),
+            Route::DoubleHbone(route) => Err(OutboundError::Gateway {
+                gateway: route.outer.peer,
+                to: dst,
+            }),
+            Route::Named(NamedRoute { hostname, .. }) => {
+                Err(OutboundError::Name { hostname, to: dst })
+            }
         }
     }
 
@@ -212,7 +227,7 @@ impl Outbound {
             expected: route.expected,
         };
         let request = Connect {
-            authority: route.authority,
+            authority: authority(route.authority),
             baggage: baggage(workload),
             from: src.0,
             service: route.service.as_deref(),
@@ -227,6 +242,16 @@ impl Outbound {
         record.tls_cipher = Some(opened.tunnel.tls.cipher);
         record.tls_key_exchange = Some(opened.tunnel.tls.key_exchange);
         Ok(opened.stream)
+    }
+}
+
+fn authority(asked: addr::Authority) -> Authority {
+    match asked {
+        addr::Authority::Ip(addr) => Authority::Ip(addr),
+        addr::Authority::Host { host, port } => Authority::Host {
+            host: host.into(),
+            port,
+        },
     }
 }
 

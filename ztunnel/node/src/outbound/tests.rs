@@ -11,7 +11,9 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tonic::Status;
 use ztunnel_mesh::name::{PodName, PolicyName, ServiceName};
 use ztunnel_mesh::service::{Service, Vip};
-use ztunnel_mesh::workload::{Addresses, Membership, PortPair, TunnelProtocol};
+use ztunnel_mesh::workload::{
+    Addresses, GatewayAddress, GatewayDestination, Membership, PortPair, TunnelProtocol,
+};
 use ztunnel_mesh::{Delta, Mesh, Upsert};
 use ztunnel_sys::netns::{NetNs, NetnsThread};
 use ztunnel_sys::socket::Liveness;
@@ -185,6 +187,7 @@ impl Node {
         service.vips = [Vip::new("".into(), std::net::IpAddr::from(VIP).into())].into();
         let pair = |service, target| PortPair { service, target };
         service.ports = [pair(80, 8080), pair(81, 8081)].into();
+        service.subject_alt_names = [workload("db", DB).identity()].into();
         self.writer.publish(Mesh::default().apply(Delta {
             upserts: vec![
                 Upsert::Workload(Arc::new(workload("web", WEB))),
@@ -392,6 +395,36 @@ fn a_peer_without_its_tunnel_is_seen_as_a_reset() {
         assert_reset(&mut app).await;
         node.log
             .assert(&[&["reason=\"PEER_UNREACHABLE\"", "Connection refused"]])
+            .await;
+    });
+}
+
+#[test]
+fn what_no_tunnel_can_be_made_for_yet_is_seen_as_a_reset() {
+    run("later", async |mut node: Node| {
+        node.publish(|db| {
+            db.addresses = Addresses::Other(Box::default());
+            db.hostname = "db.example".into();
+        });
+        let (mut app, _) = node.connect((VIP, 80).into()).await;
+        assert_reset(&mut app).await;
+        node.publish(|db| {
+            db.network = "far".into();
+            db.network_gateway = Some(Arc::new(GatewayAddress {
+                destination: GatewayDestination::Address {
+                    network: "".into(),
+                    ip: WEB.into(),
+                },
+                hbone_port: 15008,
+            }));
+        });
+        let (mut app, _) = node.connect((VIP, 80).into()).await;
+        assert_reset(&mut app).await;
+        node.log
+            .assert(&[
+                &["reason=\"NO_ROUTE\"", "db.example has to be resolved"],
+                &["reason=\"NO_ROUTE\"", "the gateway 10.9.0.1:15008"],
+            ])
             .await;
     });
 }

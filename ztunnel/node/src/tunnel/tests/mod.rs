@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
-use ztunnel_hbone::{Baggage, Connect, Traceparent};
+use ztunnel_hbone::{Authority, Baggage, Connect, Traceparent};
 use ztunnel_mesh::addr::HboneAddr;
 use ztunnel_mesh::name::Identity;
 
@@ -164,7 +164,7 @@ impl Client {
         F: Future<Output = io::Result<TcpStream>> + 'static,
     {
         let request = Connect {
-            authority: SocketAddr::from(([10, 0, 0, 9], 80)),
+            authority: Authority::Ip(SocketAddr::from(([10, 0, 0, 9], 80))),
             baggage: Baggage {
                 namespace: "shop",
                 ..Baggage::default()
