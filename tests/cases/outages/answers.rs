@@ -8,7 +8,7 @@ use prost::Message as _;
 use prost_types::Any;
 use ztunnel_proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
 
-use super::{Steady, assert_good, assert_no_more_lines_than, lab, pods, times};
+use super::{Scene, assert_good, assert_no_more_lines_than, times};
 use crate::access::eventually;
 use crate::readiness::pending;
 
@@ -16,16 +16,9 @@ const MIB: usize = 1 << 20;
 
 #[test]
 fn garbage_is_named_and_hurts_nobody() {
-    let lab = lab();
-    let plane = lab.control_plane();
-    let [client, far] = pods(&lab);
-    let _server = far.serve().unwrap();
-    let steady = Steady::start(&client, &far);
-    let reconnect = || {
-        plane.pause();
-        plane.resume().unwrap();
-    };
-    let node = lab.node("node1");
+    let scene = Scene::start();
+    let plane = scene.plane();
+    let node = scene.node();
     let page = b"<html><body>502 Bad Gateway</body></html>";
     let garbage = [
         (
@@ -45,11 +38,11 @@ fn garbage_is_named_and_hurts_nobody() {
         plane.set_discovery_fault(fault);
         // Later ones are met by the attempts that follow.
         if number == 0 {
-            reconnect();
+            scene.reconnect();
         }
         eventually(error, || times(node, error) >= 1);
-        assert_good(&client, far.v4().unwrap());
-        assert_good(&client, "10.96.0.10".parse().unwrap());
+        assert_good(&scene.client, scene.far.v4().unwrap());
+        assert_good(&scene.client, "10.96.0.10".parse().unwrap());
         assert_eq!(pending(node), "");
     }
     // What makes sense, and was not asked for. Nothing is wrong with the stream.
@@ -57,7 +50,7 @@ fn garbage_is_named_and_hurts_nobody() {
         type_url: "type.googleapis.com/envoy.config.cluster.v3.Cluster".to_owned(),
         nonce: "1".to_owned(),
         resources: vec![Resource {
-            name: "outbound|80||far.shop.svc.cluster.local".to_owned(),
+            name: "outbound|80||scene.far.shop.svc.cluster.local".to_owned(),
             resource: Some(Any::default()),
             ..Resource::default()
         }],
@@ -67,15 +60,15 @@ fn garbage_is_named_and_hurts_nobody() {
     eventually("the type is named", || {
         times(node, "envoy.config.cluster.v3.Cluster") >= 1
     });
-    assert_good(&client, far.v4().unwrap());
+    assert_good(&scene.client, scene.far.v4().unwrap());
     assert_eq!(pending(node), "");
 
     plane.set_discovery_fault(DiscoveryFault::None);
-    reconnect();
-    lab.settle().unwrap();
-    assert_good(&client, "10.96.0.10".parse().unwrap());
-    steady.stop();
+    scene.reconnect();
+    scene.lab.settle().unwrap();
+    assert_good(&scene.client, "10.96.0.10".parse().unwrap());
     assert_no_more_lines_than(node, 40);
+    scene.steady.stop();
 }
 
 /// Memory of a daemon that nobody else uses.
@@ -95,17 +88,14 @@ fn private_bytes(node: &Node) -> usize {
 
 #[test]
 fn a_large_response_is_taken_and_its_memory_given_back() {
-    let lab = lab();
-    let plane = lab.control_plane();
-    let [client, far] = pods(&lab);
-    let _server = far.serve().unwrap();
-    let steady = Steady::start(&client, &far);
-    let node = lab.node("node1");
+    let scene = Scene::start();
+    let plane = scene.plane();
+    let node = scene.node();
     let before = private_bytes(node);
     let answered = plane.answers().len();
 
     plane.announce_giants(200, MIB * 3 / 4);
-    lab.settle().unwrap();
+    scene.lab.settle().unwrap();
     let answers = plane.answers().split_off(answered);
     assert_eq!(answers.len(), 2, "one of each node: {answers:?}");
     assert!(
@@ -116,24 +106,20 @@ fn a_large_response_is_taken_and_its_memory_given_back() {
         private_bytes(node) < before + 16 * MIB
     });
     plane.announce_giants(0, 0);
-    lab.settle().unwrap();
-    assert_good(&client, far.v4().unwrap());
-    steady.stop();
+    scene.lab.settle().unwrap();
+    assert_good(&scene.client, scene.far.v4().unwrap());
+    scene.steady.stop();
 }
 
 #[test]
 fn a_response_that_is_too_large_is_refused_before_it_is_read() {
-    let lab = lab();
-    let plane = lab.control_plane();
-    let [client, far] = pods(&lab);
-    let _server = far.serve().unwrap();
-    let steady = Steady::start(&client, &far);
-    let node = lab.node("node1");
+    let scene = Scene::start();
+    let plane = scene.plane();
+    let node = scene.node();
     let before = private_bytes(node);
     let length = 201 * MIB;
     plane.set_discovery_fault(DiscoveryFault::beginning_of(u32::try_from(length).unwrap()));
-    plane.pause();
-    plane.resume().unwrap();
+    scene.reconnect();
     let refused = format!(
         "the response has {length} bytes, and at most {} are taken",
         200 * MIB
@@ -142,12 +128,12 @@ fn a_response_that_is_too_large_is_refused_before_it_is_read() {
         times(node, &refused) >= 6
     });
     assert!(private_bytes(node) < before + 16 * MIB);
-    assert_good(&client, "10.96.0.10".parse().unwrap());
+    assert_good(&scene.client, "10.96.0.10".parse().unwrap());
     assert_eq!(pending(node), "");
     // 10 ms between the first two, and twice as much each time: one line each.
     assert_no_more_lines_than(node, 30);
 
     plane.set_discovery_fault(DiscoveryFault::None);
-    lab.settle().unwrap();
-    steady.stop();
+    scene.lab.settle().unwrap();
+    scene.steady.stop();
 }

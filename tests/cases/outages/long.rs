@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use lab::tester::{Check, Outcome, Service};
 use lab::{Lab, MeshFile, Validity};
 
-use super::{MESH, Steady, assert_good, assert_no_more_lines_than, echo, lab, pods, said, times};
+use super::{MESH, Scene, Steady, assert_good, assert_no_more_lines_than, echo, pods, said, times};
 use crate::access::{self, eventually};
 use crate::identity::BOUND;
 use crate::readiness::pending;
@@ -81,20 +81,23 @@ fn what_changed_while_nobody_was_there_to_tell_is_caught_up_with() {
 policies:
   - {name: not-that-port, namespace: shop, action: DENY, rules: [[[{destination_ports: [7002]}]]]}
 ";
-    let lab = lab();
-    let plane = lab.control_plane();
-    let [client, far] = pods(&lab);
-    let _server = far.serve().unwrap();
-    let steady = Steady::start(&client, &far);
+    let scene = Scene::start();
+    let plane = scene.plane();
     let banner = |to: &str| {
         let check = Check::of(Service::Banner).timeout(Duration::from_secs(2));
-        client.check(to.parse().unwrap(), &check).unwrap().outcome
+        scene
+            .client
+            .check(to.parse().unwrap(), &check)
+            .unwrap()
+            .outcome
     };
     assert_eq!(banner("10.244.2.10"), Outcome::Good);
 
     plane.pause();
     eventually("the daemons notice", || {
-        lab.nodes()
+        scene
+            .lab
+            .nodes()
             .iter()
             .all(|node| times(node, "discovery stream lost") >= 1)
     });
@@ -106,18 +109,21 @@ policies:
             mesh.services = vec![after.service("shop/other").unwrap().clone()];
         })
         .unwrap();
-    assert_good(&client, "10.96.0.10".parse().unwrap());
+    assert_good(&scene.client, "10.96.0.10".parse().unwrap());
     assert_eq!(banner("10.244.2.10"), Outcome::Good, "the old state holds");
 
     plane.resume().unwrap();
-    lab.settle().unwrap();
-    assert_good(&client, "10.96.0.20".parse().unwrap());
+    scene.lab.settle().unwrap();
+    assert_good(&scene.client, "10.96.0.20".parse().unwrap());
     assert_eq!(banner("10.244.2.10"), Outcome::Reset, "the policy holds");
     let gone = "10.96.0.10".parse().unwrap();
-    let link = client.tap(&[]).unwrap();
+    let link = scene.client.tap(&[]).unwrap();
     let check = Check::echo("hello").timeout(Duration::from_millis(300));
-    assert_ne!(client.check(gone, &check).unwrap().outcome, Outcome::Good);
+    assert_ne!(
+        scene.client.check(gone, &check).unwrap().outcome,
+        Outcome::Good
+    );
     // The mesh has nothing to say about it any more: it leaves as it is.
     assert!(link.stop().unwrap().tcp_opened.contains_key(&(gone, 7001)));
-    steady.stop();
+    scene.steady.stop();
 }

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use lab::tester::{Check, Outcome, Report, Service};
-use lab::{Lab, Node, Pod};
+use lab::tester::{Check, Outcome, Report, Server, Service};
+use lab::{ControlPlane, Lab, Node, Pod};
 
 /// A client on one node and a server on another. Reached by HBONE whether they are enrolled or not, since somebody
 /// who has just come back would have to be told.
@@ -61,6 +61,45 @@ fn times(node: &Node, what: &str) -> usize {
 fn assert_no_more_lines_than(node: &Node, most: usize) {
     let lines = said(node);
     assert!(lines.len() <= most, "{} lines: {lines:#?}", lines.len());
+}
+
+/// Daemons and pods as above, and a connection between the pods that is in use all the time.
+struct Scene {
+    lab: Lab,
+    client: Pod,
+    far: Pod,
+    steady: Steady,
+    _server: Server,
+}
+
+impl Scene {
+    fn start() -> Self {
+        let lab = lab();
+        let [client, far] = pods(&lab);
+        let server = far.serve().unwrap();
+        Self {
+            steady: Steady::start(&client, &far),
+            _server: server,
+            lab,
+            client,
+            far,
+        }
+    }
+
+    fn plane(&self) -> &ControlPlane {
+        self.lab.control_plane()
+    }
+
+    /// The client's.
+    fn node(&self) -> &Node {
+        self.lab.node("node1")
+    }
+
+    /// Has the daemons begin new streams.
+    fn reconnect(&self) {
+        self.plane().pause();
+        self.plane().resume().unwrap();
+    }
 }
 
 /// A connection that is in use all the time.

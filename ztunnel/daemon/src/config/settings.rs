@@ -189,7 +189,10 @@ const IGNORED: &[(&str, &str)] = &[
         "capture follows the address families of each pod",
     ),
     ("CLUSTER_DOMAIN", "there is no DNS proxy yet"),
-    ("LOCALHOST_APP_TUNNEL", "there are no waypoints yet"),
+    (
+        "LOCALHOST_APP_TUNNEL",
+        "nothing is handed to waypoints on this node yet",
+    ),
     (
         "ENABLE_RESPONSE_BAGGAGE",
         "there is no telemetry of peers yet",
