@@ -212,7 +212,7 @@ fn a_connect_for_anything_but_the_pod_is_refused() {
         ("10.244.2.10:15006", 503, "LOOP"),
         ("10.244.2.10:15008", 503, "LOOP"),
         // Nobody there.
-        ("10.244.2.10:7999", 503, "DESTINATION_UNREACHABLE"),
+        ("10.244.2.10:7999", 503, "APP_UNREACHABLE"),
         ("nowhere.shop.svc.cluster.local:7001", 503, "NO_ROUTE"),
         ("far.shop.svc.cluster.local:9999", 503, "NO_ROUTE"),
     ] {

@@ -50,9 +50,11 @@ fn change(lab: &Lab, policies: &str, of_far: &[&str]) {
 
 /// The lines about live connections of `far` that policy has cut.
 fn cuts(lab: &Lab) -> Vec<Access> {
-    let denied = [("pod", "shop/far"), ("reason", "POLICY_DENIED")];
-    let mut lines = access::lines(lab.node("node2"), &denied);
+    let mut lines = access::lines(lab.node("node2"), &[("pod", "shop/far")]);
     lines.retain(|line| line.contains("policy has changed since the connection began"));
+    for line in &lines {
+        assert!(line.field("reason").starts_with("POLICY_"), "{line:?}");
+    }
     lines
 }
 
@@ -208,6 +210,7 @@ fn a_policy_that_does_not_come_cuts_everybody_in_the_end() {
     change(&lab, " []", &["shop/lost"]);
     for line in wait_for_cuts(&lab, 2) {
         assert!(line.contains("shop/lost"), "{line:?}");
+        assert_eq!(line.field("reason"), "POLICY_MISSING");
     }
     held.iter_mut().for_each(assert_cut);
 }

@@ -40,16 +40,16 @@ fn what_cannot_be_reached_as_it_should_be_is_not_reached() {
         ("fd00:2::11", "PEER_UNREACHABLE", "10.244.2.10:15008"),
         (
             "10.96.0.11",
-            "NO_ROUTE",
+            "NO_WAYPOINT",
             "shop/waypoint.shop.svc.cluster.local",
         ),
-        ("10.96.0.12", "NO_ROUTE", "network"),
+        ("10.96.0.12", "NO_GATEWAY", "network"),
         ("10.244.2.13", "PEER_UNREACHABLE", "10.244.2.13:15008"),
         ("fd00:2::13", "PEER_UNREACHABLE", "[fd00:2::13]:15008"),
         ("10.96.0.13", "PEER_UNREACHABLE", "10.244.2.13:15008"),
         ("10.96.0.14", "NO_HEALTHY_ENDPOINT", "shop/sick"),
         ("10.96.0.15", "NO_HEALTHY_ENDPOINT", "shop/empty"),
-        ("10.96.0.16", "NO_HEALTHY_ENDPOINT", "no port 7001"),
+        ("10.96.0.16", "NO_SUCH_PORT", "no port 7001"),
     ] {
         let report = client
             .check(ip.parse().unwrap(), &Check::echo(MARKER))

@@ -47,8 +47,8 @@ fn status(lab: &Lab, identity: &str, to: &Pod, port: u16) -> u16 {
 }
 
 /// What the daemon of node2 said last about a refusal to this client.
-fn denial(lab: &Lab, src_identity: &str) -> String {
-    let denied = [("src_identity", src_identity), ("reason", "POLICY_DENIED")];
+fn denial(lab: &Lab, src_identity: &str, reason: &str) -> String {
+    let denied = [("src_identity", src_identity), ("reason", reason)];
     access::line(lab.node("node2"), &denied)
         .field("error")
         .to_owned()
@@ -67,9 +67,9 @@ fn a_deny_policy_refuses_whom_it_names_and_is_named() {
     let other = lab.pod("bank/other");
     let _servers = [far.serve().unwrap(), other.serve().unwrap()];
     assert_eq!(outcome(&client, &far), Outcome::Reset);
-    let said = denial(&lab, client.identity());
+    let said = denial(&lab, client.identity(), "POLICY_DENIED");
     assert!(said.contains("shop/no-client"), "{said}");
-    let refused = [("direction", "outbound"), ("reason", "PEER_REFUSED")];
+    let refused = [("direction", "outbound"), ("reason", "PEER_DENIED")];
     assert!(access::line(lab.node("node1"), &refused).contains("401"));
     assert_eq!(status(&lab, client.identity(), &far, 7001), 401);
     // Neither somebody else, nor in another namespace, nor without a name: plaintext has no principal.
@@ -106,7 +106,7 @@ fn an_allow_policy_refuses_everybody_else() {
     for from in [&*client, lab.outside(), &*lab.pod("bank/other")] {
         assert_eq!(outcome(from, &far), Outcome::Reset, "{}", from.name());
     }
-    let said = denial(&lab, client.identity());
+    let said = denial(&lab, client.identity(), "POLICY_DENIED");
     assert!(
         said.contains("no ALLOW policy") && said.contains("far"),
         "{said}"
@@ -173,7 +173,7 @@ fn a_policy_that_has_not_arrived_refuses_everybody_until_it_does() {
         assert_eq!(outcome(from, &far), Outcome::Reset, "{}", from.name());
     }
     assert_eq!(status(&lab, client.identity(), &far, 7001), 401);
-    let said = denial(&lab, client.identity());
+    let said = denial(&lab, client.identity(), "POLICY_MISSING");
     assert!(
         said.contains("istio-system/istio_converted_static_strict"),
         "{said}"

@@ -278,18 +278,18 @@ fn without_its_waypoint_a_destination_is_not_reached() {
     plane.update(change).unwrap();
     lab.settle().unwrap();
     for to in [vip, far] {
-        assert_refused(&lab, to, "NO_ROUTE", "no healthy endpoint");
+        assert_refused(&lab, to, "NO_WAYPOINT", "no healthy endpoint");
     }
     plane
         .update(|mesh| mesh.services.retain(|service| service.name != "one"))
         .unwrap();
     lab.settle().unwrap();
     for to in [vip, far] {
-        assert_refused(&lab, to, "NO_ROUTE", ONE_SERVICE);
+        assert_refused(&lab, to, "NO_WAYPOINT", ONE_SERVICE);
     }
     for reference in ["10.96.0.20", "10.96.0.99"] {
         announce(&lab, by_address(reference));
-        assert_refused(&lab, vip, "NO_ROUTE", reference);
+        assert_refused(&lab, vip, "NO_WAYPOINT", reference);
     }
 }
 
@@ -355,7 +355,7 @@ fn a_waypoint_is_asked_for_when_it_is_needed() {
         let report = check(&lab, VIP[0]);
         assert_eq!(report.outcome, Outcome::Reset, "{report:?}");
         let refused = line(&lab, &report);
-        assert_eq!(refused.field("reason"), "NO_ROUTE", "{refused:?}");
+        assert_eq!(refused.field("reason"), "NO_WAYPOINT", "{refused:?}");
         assert!(refused.contains(nobody), "{refused:?}");
         assert_eq!(lab.control_plane().lookups("node1", nobody), 1);
     }

@@ -113,7 +113,7 @@ impl PodPolicies {
     /// Asks about a connection of `peer` to `target`.
     ///
     /// # Errors
-    /// `PolicyDenied`, with the policy that denied it or what is missing.
+    /// `PolicyDenied`, with the policy that denied it, or `PolicyMissing`, with the one that is.
     pub fn authorize(&self, peer: Peer<'_>, target: AppAddr) -> Result<Permit, Refusal> {
         self.judge(peer, target, true)
     }
@@ -144,9 +144,9 @@ impl PodPolicies {
             return Err(denied(format!("policy {} denies it", policy.key)));
         }
         if let Some(name) = self.missing.as_ref().filter(|_| missing_counts) {
-            return Err(denied(format!(
-                "policy {name} of workload {uid} has not arrived from the control plane"
-            )));
+            let detail =
+                format!("policy {name} of workload {uid} has not arrived from the control plane");
+            return Err(Refusal::new(Reason::PolicyMissing, detail));
         }
         if !self.sets().any(PolicySet::has_allow) {
             return Ok(Permit { policy: None });

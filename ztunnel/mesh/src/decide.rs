@@ -10,7 +10,7 @@
 //! client's network. They differ only where the same address is both, or where the two networks differ.
 //!
 //! A service's waypoint is for connections to the service, a workload's for connections to the workload: neither
-//! stands in for the other. Whatever refers to a waypoint or a gateway that cannot be found is refused as `NoRoute`.
+//! stands in for the other. Whatever refers to a waypoint or a gateway that cannot be found is refused.
 //! No shortcut for the same node: it is decided like any other.
 //!
 //! In a partial mesh an address that is not there means nothing until the control plane was asked for it, on both
@@ -188,7 +188,7 @@ impl<'a> Connection<'a> {
             (Addressed::Unknown, None) => return Ok(Route::Direct { to }),
             (Addressed::Service(service), _) | (_, Some(service)) => service,
             (Addressed::Workload(workload), None) => {
-                return Err(no_route(format!(
+                return Err(no_gateway(format!(
                     "{to} belongs to workload {} on network {:?}, but not on network {:?} of the client",
                     workload.uid, workload.network, from.network
                 )));
@@ -197,16 +197,16 @@ impl<'a> Connection<'a> {
         if service.is_passthrough() {
             return Ok(Route::Direct { to });
         }
-        let detail = if service.has_port(to.port()) {
-            format!(
-                "service {} has no healthy endpoint for port {} that this client may use",
-                service.key,
-                to.port()
-            )
+        let (key, port) = (&service.key, to.port());
+        let refusal = if service.has_port(port) {
+            let detail = format!(
+                "service {key} has no healthy endpoint for port {port} that this client may use"
+            );
+            Refusal::new(Reason::NoHealthyEndpoint, detail)
         } else {
-            format!("service {} has no port {}", service.key, to.port())
+            let detail = format!("service {key} has no port {port}");
+            Refusal::new(Reason::NoSuchPort, detail)
         };
-        let refusal = Refusal::new(Reason::NoHealthyEndpoint, detail);
         Err(Stop::Refuse(refusal))
     }
 
@@ -280,26 +280,26 @@ impl<'a> Connection<'a> {
         let (to, workload) = (self.to, far.workload);
         let (uid, network) = (&workload.uid, &workload.network);
         let Addressed::Service(service) = addressed else {
-            return Err(no_route(format!(
+            return Err(no_gateway(format!(
                 "workload {uid} for {to} is on network {network:?}: only connections to services cross networks"
             )));
         };
         let Some(reference) = &workload.network_gateway else {
-            return Err(no_route(format!(
+            return Err(no_gateway(format!(
                 "workload {uid} for {to} is on network {network:?} and has no network gateway"
             )));
         };
         // The workload stands for what the far network has: only the service knows who that may be.
         let inner: Arc<[Identity]> = far.service.map_or(&[][..], names).into();
         if inner.is_empty() {
-            return Err(no_route(format!(
+            return Err(no_gateway(format!(
                 "workload {uid} for {to} is on network {network:?}, and its service does not say who takes \
                  connections there (subject_alt_names)"
             )));
         }
         let nowhere = |why| {
             let what = format!("workload {uid} for {to} is on network {network:?}, reached");
-            unresolved(&what, "gateway", reference, why)
+            unresolved(&what, Role::Gateway, reference, why)
         };
         let gateway = resolve(self, reference, Purpose::Destination, rng).map_err(nowhere)?;
         let hop = Hop::Gateway {
@@ -331,7 +331,7 @@ impl<'a> Connection<'a> {
         why: Unresolved,
     ) -> Stop {
         let what = format!("{kind} {of} for {} is reached", self.to);
-        unresolved(&what, "waypoint", reference, why)
+        unresolved(&what, Role::Waypoint, reference, why)
     }
 
     fn to_waypoint(
@@ -403,11 +403,36 @@ fn no_route(detail: String) -> Stop {
     Stop::Refuse(Refusal::new(Reason::NoRoute, detail))
 }
 
-fn unresolved(what: &str, role: &str, reference: &GatewayAddress, why: Unresolved) -> Stop {
+/// What a reference of the control plane is to.
+#[derive(Clone, Copy)]
+enum Role {
+    Waypoint,
+    Gateway,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Waypoint => "waypoint",
+            Self::Gateway => "gateway",
+        })
+    }
+}
+
+fn no_gateway(detail: String) -> Stop {
+    Stop::Refuse(Refusal::new(Reason::NoGateway, detail))
+}
+
+fn unresolved(what: &str, role: Role, reference: &GatewayAddress, why: Unresolved) -> Stop {
     match why {
         Unresolved::Lookup(key) => Stop::Lookup(key),
         Unresolved::Missing(why) => {
-            no_route(format!("{what} through the {role} {reference}: {why}"))
+            let reason = match role {
+                Role::Waypoint => Reason::NoWaypoint,
+                Role::Gateway => Reason::NoGateway,
+            };
+            let detail = format!("{what} through the {role} {reference}: {why}");
+            Stop::Refuse(Refusal::new(reason, detail))
         }
     }
 }

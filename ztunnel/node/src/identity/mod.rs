@@ -82,12 +82,12 @@ pub enum IdentityError {
 impl IdentityError {
     /// The reason a connection ends with.
     #[must_use]
-    pub const fn reason(&self) -> Reason {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Pending { .. } | Self::Unavailable { .. } | Self::Stopped { .. } => {
-                Reason::IdentityUnavailable
-            }
+            Self::Pending { .. } => Reason::IdentityUnavailable,
+            Self::Unavailable { source, .. } => source.reason(),
             Self::TooMany { .. } => Reason::Overloaded,
+            Self::Stopped { .. } => Reason::Drained,
         }
     }
 }
@@ -113,6 +113,27 @@ pub enum FetchError {
     /// The CA said yes, but not with a certificate that works.
     #[error("the CA's answer is unusable")]
     Answer(#[source] ChainError),
+}
+
+impl FetchError {
+    /// The reason of the connections that needed it.
+    const fn reason(&self) -> Reason {
+        match self {
+            Self::Request(_) | Self::Call(_) | Self::Timeout { .. } => Reason::IdentityUnavailable,
+            Self::Refused { code, .. } => match code {
+                // Nobody has thought about it yet, or nobody is there to.
+                tonic::Code::Unavailable
+                | tonic::Code::DeadlineExceeded
+                | tonic::Code::Cancelled
+                | tonic::Code::Aborted
+                | tonic::Code::ResourceExhausted
+                | tonic::Code::Internal
+                | tonic::Code::Unknown => Reason::IdentityUnavailable,
+                _ => Reason::IdentityRefused,
+            },
+            Self::Answer(_) => Reason::IdentityRefused,
+        }
+    }
 }
 
 const fn hint(code: tonic::Code) -> &'static str {

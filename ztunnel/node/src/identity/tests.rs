@@ -228,7 +228,7 @@ async fn connection_does_not_wait_when_the_next_try_is_far() {
         assert!(source.to_string().starts_with(
             "the CA answered Unauthenticated: request impersonation authentication failure; check this node's token"
         ));
-        assert_eq!(error.reason(), Reason::IdentityUnavailable);
+        assert_eq!(error.reason(), Reason::IdentityRefused);
     }
     assert!(immediately >= 98, "{immediately}");
     // Asking does not make the CA's work harder.
@@ -271,7 +271,7 @@ async fn check_unusable(what: impl Fn(&mut Clockwork), expected: &str) {
     assert_eq!(source.to_string(), "the CA's answer is unusable");
     let why = crate::telemetry::chain(&**source);
     assert!(why.contains(expected), "{why}");
-    assert_eq!(error.reason(), Reason::IdentityUnavailable);
+    assert_eq!(error.reason(), Reason::IdentityRefused);
 }
 
 #[tokio::test(start_paused = true)]

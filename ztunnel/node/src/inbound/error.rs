@@ -55,7 +55,7 @@ impl InboundError {
             Self::Refused(refusal) => refusal.reason,
             Self::Cut(cut) => cut.reason(),
             Self::Loop { .. } => Reason::Loop,
-            Self::AppTimeout { .. } | Self::App { .. } => Reason::DestinationUnreachable,
+            Self::AppTimeout { .. } | Self::App { .. } => Reason::AppUnreachable,
             Self::ClientGone(err) => err.reason(),
         }
     }
@@ -64,7 +64,7 @@ impl InboundError {
     pub(super) fn answer(&self) -> hbone::Refusal {
         match self.reason() {
             Reason::BadRequest => hbone::Refusal::BadRequest,
-            Reason::PolicyDenied => hbone::Refusal::Denied,
+            Reason::PolicyDenied | Reason::PolicyMissing => hbone::Refusal::Denied,
             _ => hbone::Refusal::Unavailable,
         }
     }
@@ -87,6 +87,7 @@ mod tests {
             (InboundError::BadConnect(BadConnect::NoAuthority), 400),
             (refused(Reason::BadRequest), 400),
             (refused(Reason::PolicyDenied), 401),
+            (refused(Reason::PolicyMissing), 401),
             (refused(Reason::Loop), 503),
             (refused(Reason::NoRoute), 503),
             (

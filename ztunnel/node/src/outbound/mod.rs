@@ -86,10 +86,16 @@ impl OutboundError {
             Self::Unknown(_) => Reason::WorkloadUnknown,
             Self::Refused(refusal) => refusal.reason,
             Self::Lookup(_) | Self::Lookups { .. } => Reason::LookupTimeout,
-            Self::Name { .. } | Self::Gateway { .. } => Reason::NoRoute,
+            Self::Name { .. } => Reason::NameUnresolved,
+            Self::Gateway { .. } => Reason::NoGateway,
             Self::Identity(err) => err.reason(),
             Self::Open(err) => err.reason(),
-            Self::Timeout { .. } | Self::Connect { .. } => Reason::DestinationUnreachable,
+            Self::Timeout { .. } => Reason::DestinationTimeout,
+            Self::Connect { source, .. } => match source.kind() {
+                // The kernel has given up before we did.
+                io::ErrorKind::TimedOut => Reason::DestinationTimeout,
+                _ => Reason::DestinationUnreachable,
+            },
             Self::AppGone(_) => Reason::Reset,
         }
     }

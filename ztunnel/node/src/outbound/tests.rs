@@ -344,11 +344,7 @@ fn an_app_that_refuses_is_seen_as_a_reset() {
         node.log
             .assert(&[
                 &["\"outbound\"", "reason=\"PEER_REFUSED\"", "503"],
-                &[
-                    "\"inbound\"",
-                    "reason=\"DESTINATION_UNREACHABLE\"",
-                    "10.9.0.2:8081",
-                ],
+                &["\"inbound\"", "reason=\"APP_UNREACHABLE\"", "10.9.0.2:8081"],
             ])
             .await;
     });
@@ -379,9 +375,9 @@ fn what_policy_does_not_allow_is_seen_as_a_reset() {
         assert_reset(&mut outside).await;
         node.log
             .assert(&[
-                &["\"outbound\"", "reason=\"PEER_REFUSED\"", "401"],
-                &["\"inbound\"", "reason=\"POLICY_DENIED\"", "shop/strict"],
-                &["\"inbound-plaintext\"", "reason=\"POLICY_DENIED\""],
+                &["\"outbound\"", "reason=\"PEER_DENIED\"", "401"],
+                &["\"inbound\"", "reason=\"POLICY_MISSING\"", "shop/strict"],
+                &["\"inbound-plaintext\"", "reason=\"POLICY_MISSING\""],
             ])
             .await;
     });
@@ -422,8 +418,11 @@ fn what_no_tunnel_can_be_made_for_yet_is_seen_as_a_reset() {
         assert_reset(&mut app).await;
         node.log
             .assert(&[
-                &["reason=\"NO_ROUTE\"", "db.example has to be resolved"],
-                &["reason=\"NO_ROUTE\"", "the gateway 10.9.0.1:15008"],
+                &[
+                    "reason=\"NAME_UNRESOLVED\"",
+                    "db.example has to be resolved",
+                ],
+                &["reason=\"NO_GATEWAY\"", "the gateway 10.9.0.1:15008"],
             ])
             .await;
     });
@@ -443,7 +442,7 @@ fn loopback_and_the_pod_itself_are_refused() {
         node.log
             .assert(&[
                 &["dst=127.0.0.1:7000", "reason=\"LOOP\""],
-                &["dst=10.9.0.100:7000", "reason=\"NO_HEALTHY_ENDPOINT\""],
+                &["dst=10.9.0.100:7000", "reason=\"NO_SUCH_PORT\""],
                 &["dst=10.9.0.3:7000", "reason=\"LOOP\"", "the pod itself"],
             ])
             .await;

@@ -46,6 +46,9 @@ pub enum FarError {
     Reset(ErrorCode),
     #[error("the connection to the peer broke")]
     Broken(#[source] io::Error),
+    /// With everything else that was in it.
+    #[error("the tunnel to the peer broke")]
+    Lost(#[source] io::Error),
     /// This side has ended everything with the peer.
     #[error("the tunnel was cut: {0}")]
     Cut(Reason),
@@ -54,10 +57,22 @@ pub enum FarError {
 impl FarError {
     /// The reason a connection ends with.
     #[must_use]
-    pub const fn reason(&self) -> Reason {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Reset(_) | Self::Broken(_) => Reason::Reset,
+            Self::Reset(_) => Reason::Reset,
+            Self::Broken(err) => broken(err),
+            Self::Lost(_) => Reason::PeerLost,
             Self::Cut(reason) => *reason,
         }
+    }
+}
+
+/// Tells a TCP connection that its other end broke off from one whose other end is gone.
+fn broken(err: &io::Error) -> Reason {
+    match err.kind() {
+        io::ErrorKind::TimedOut
+        | io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable => Reason::PeerLost,
+        _ => Reason::Reset,
     }
 }

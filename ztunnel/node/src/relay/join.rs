@@ -27,7 +27,7 @@ pub enum RelayError {
 
 impl RelayError {
     #[must_use]
-    pub const fn reason(&self) -> Reason {
+    pub fn reason(&self) -> Reason {
         match self {
             Self::App(_) => Reason::Reset,
             Self::Far(err) => err.reason(),

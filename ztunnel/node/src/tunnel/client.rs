@@ -66,9 +66,13 @@ impl DialError {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Timeout { .. } | Self::Connect { .. } | Self::Silent { .. } => {
-                Reason::PeerUnreachable
-            }
+            Self::Timeout { .. } => Reason::PeerTimeout,
+            Self::Connect { source, .. } => match source.kind() {
+                // The kernel has given up before we did.
+                io::ErrorKind::TimedOut => Reason::PeerTimeout,
+                _ => Reason::PeerUnreachable,
+            },
+            Self::Silent { .. } => Reason::PeerSilent,
             Self::Tls { source, .. } => source.reason(),
             Self::Http2 { .. } => Reason::PeerProtocol,
             Self::TooMany { .. } => Reason::Overloaded,

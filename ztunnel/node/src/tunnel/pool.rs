@@ -87,11 +87,14 @@ impl OpenError {
         match self {
             Self::Dial(err) => err.reason(),
             Self::Request { .. } => Reason::NoRoute,
-            Self::NoAnswer { .. } | Self::Closing { .. } | Self::Silent { .. } => {
-                Reason::PeerUnreachable
-            }
+            Self::NoAnswer { .. } | Self::Silent { .. } => Reason::PeerSilent,
+            Self::Closing { .. } => Reason::PeerUnreachable,
             Self::Cut { reason, .. } => *reason,
-            Self::Refused { .. } => Reason::PeerRefused,
+            Self::Refused { status, .. } => match *status {
+                // Waypoints that are Envoys say 403.
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Reason::PeerDenied,
+                _ => Reason::PeerRefused,
+            },
             Self::Reset { .. } => Reason::PeerProtocol,
             Self::Broken { source, .. } => match source.kind() {
                 // In TLS 1.3 a server looks at the client's certificate when the client is done: its alert comes late.

@@ -61,7 +61,7 @@ impl Stream {
     fn closed(&mut self) -> FarError {
         match self.poll_broken(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(err) => err,
-            Poll::Pending => FarError::Broken(io::ErrorKind::BrokenPipe.into()),
+            Poll::Pending => FarError::Lost(io::ErrorKind::BrokenPipe.into()),
         }
     }
 }
@@ -177,7 +177,7 @@ pub(super) fn far_error(cut: &Cut, err: h2::Error) -> FarError {
     }
     match err.reason() {
         Some(code) if err.is_reset() => FarError::Reset(ErrorCode(code.into())),
-        _ => FarError::Broken(io_error(err)),
+        _ => FarError::Lost(io_error(err)),
     }
 }
 

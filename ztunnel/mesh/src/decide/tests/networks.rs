@@ -76,7 +76,7 @@ fn networks_are_crossed_for_services_only() {
                 pod far/db ip=10.1.0.3 network=far gateway=far@172.16.0.1 of=shop/db; \
                 we gw/one network=far ip=172.16.0.1; ";
     // On the proxy's network that is a workload's address.
-    check(text, "shop/web -> 10.1.0.3:80 on far", "NO_ROUTE");
+    check(text, "shop/web -> 10.1.0.3:80 on far", "NO_GATEWAY");
     let text = text.to_string()
         + "svc shop/db vip=near@10.1.0.3 ports=80 san=spiffe://cluster.local/ns/f/sa/g";
     check(
@@ -160,7 +160,7 @@ fn in_a_partial_mesh_a_gateway_is_asked_for_when_it_is_needed() {
     for (gateway, key) in [("far@172.16.0.1", "far/172.16.0.1"), ("gw/one", "gw/one")] {
         let text = text.replace("GW", gateway);
         check(&text, FLOW, &format!("lookup {key}"));
-        check(&format!("{text}absent {key}"), FLOW, "NO_ROUTE");
+        check(&format!("{text}absent {key}"), FLOW, "NO_GATEWAY");
         check(
             &(text + gateways),
             FLOW,

@@ -142,7 +142,7 @@ fn hostnames_follow_the_family_of_the_destination_and_addresses_their_own() {
 #[test]
 fn ports_of_waypoints() {
     let at = |port: u16| format!("hbone 10.1.0.9:{port} for 10.0.0.2:80 as infra/wp of db");
-    let missing = "NO_ROUTE".to_string();
+    let missing = "NO_WAYPOINT".to_string();
     for (reference, pod, ports, expected) in [
         ("infra/wp", "", "15008:16008", at(16008)),
         ("infra/wp#444", "", "444:445", at(445)),
@@ -342,8 +342,8 @@ fn in_a_partial_mesh_a_waypoint_is_asked_for_when_it_is_needed() {
         check(&text, TO_POD, &lookup);
         check(&text, "shop/web -> 10.0.0.3:80", "NO_HEALTHY_ENDPOINT");
         let absent = format!("{text}absent {key}");
-        check(&absent, TO_SERVICE, "NO_ROUTE");
-        check(&absent, TO_POD, "NO_ROUTE");
+        check(&absent, TO_SERVICE, "NO_WAYPOINT");
+        check(&absent, TO_POD, "NO_WAYPOINT");
         if !reference.contains('@') {
             check(&(text.clone() + there), TO_SERVICE, BY_SERVICE);
             check(&(text + there), TO_POD, BY_POD);

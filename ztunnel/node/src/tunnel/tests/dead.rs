@@ -33,10 +33,7 @@ async fn fail_all(client: &Client, count: usize) -> Vec<Duration> {
             spawn_local(async move {
                 let started = Instant::now();
                 let opened = client.open_over(pending).await;
-                assert_eq!(
-                    opened.map(drop).unwrap_err().reason(),
-                    Reason::PeerUnreachable
-                );
+                assert_eq!(opened.map(drop).unwrap_err().reason(), Reason::PeerTimeout);
                 started.elapsed()
             })
         })

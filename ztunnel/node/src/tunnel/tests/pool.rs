@@ -213,7 +213,7 @@ fn a_refusal_tells_the_status() {
         let client = Client::new(&ca, server.addr, DB, TunnelSettings::default());
         for _ in 0..3 {
             let err = client.open().await.map(drop).unwrap_err();
-            assert_eq!(err.reason(), Reason::PeerRefused);
+            assert_eq!(err.reason(), Reason::PeerDenied);
             assert!(err.to_string().contains("401"), "{err}");
         }
         // One stream's failure is no failure of the tunnel.
@@ -262,7 +262,7 @@ fn a_broken_tunnel_is_replaced() {
         assert_eq!(say(&mut lost, "hello").await, "hello");
         server.kill().await;
         let end = poll_fn(|cx| lost.poll_data(cx)).await;
-        assert!(matches!(end, Err(FarError::Broken(_))), "{end:?}");
+        assert!(matches!(end, Err(FarError::Lost(_))), "{end:?}");
         until(|| client.pool.is_empty()).await;
 
         let server = Server::start(ca.credential(DB), TunnelSettings::default(), echo).await;
@@ -327,7 +327,7 @@ fn a_peer_that_vanishes_is_noticed() {
         vanish.send(()).unwrap();
         let end = poll_fn(|cx| stream.poll_data(cx)).await;
         assert!(
-            matches!(&end, Err(FarError::Broken(err)) if broken_pipe(err)),
+            matches!(&end, Err(FarError::Lost(err)) if broken_pipe(err)),
             "{end:?}"
         );
         assert!(client.pool.is_empty());

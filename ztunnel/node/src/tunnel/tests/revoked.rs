@@ -51,7 +51,7 @@ fn streams_of_a_revoked_client_end_and_say_why() {
         );
         // To the client it is a tunnel that is gone.
         let ours = end(opened.stream).await;
-        assert_eq!(ours.reason(), Reason::Reset, "{ours:?}");
+        assert_eq!(ours.reason(), Reason::PeerLost, "{ours:?}");
         until(|| !server.ended.borrow().is_empty()).await;
         assert_eq!(
             *server.ended.borrow(),
