@@ -16,10 +16,11 @@ use alloc::sync::Arc;
 use crate::addr::{AppAddr, ClientAddr};
 use crate::flow::Flow;
 use crate::name::{PolicyName, Principal};
-use crate::policy::Policy;
+use crate::policy::{Policy, PolicyScope};
 use crate::policy_set::PolicySet;
 use crate::reason::{Reason, Refusal};
 use crate::snapshot::{Mesh, PolicyVersion};
+use crate::step::{Asked, PolicyPlace, PolicyStep, Step};
 use crate::workload::Workload;
 
 /// Proof that policy allowed a connection. Nothing reaches an app without it.
@@ -115,7 +116,7 @@ impl PodPolicies {
     /// # Errors
     /// `PolicyDenied`, with the policy that denied it, or `PolicyMissing`, with the one that is.
     pub fn authorize(&self, peer: Peer<'_>, target: AppAddr) -> Result<Permit, Refusal> {
-        self.judge(peer, target, true)
+        self.judge(peer, target, true, &mut |_: Step<'_>| {})
     }
 
     /// Asks again about a connection that was permitted before, by the policies that have arrived alone unless
@@ -129,7 +130,75 @@ impl PodPolicies {
         target: AppAddr,
         missing_counts: bool,
     ) -> Result<(), Refusal> {
-        self.judge(peer, target, missing_counts).map(drop)
+        self.judge(peer, target, missing_counts, &mut |_: Step<'_>| {})
+            .map(drop)
+    }
+
+    /// Asks as `authorize` does, and tells each step: what applies to the pod in `mesh`, which policies are dry runs,
+    /// which one decides. Gives the name of the policy that allowed it, and no permit: nothing is let through by it.
+    ///
+    /// # Errors
+    /// As `authorize`.
+    pub fn explain(
+        &self,
+        mesh: &Mesh,
+        peer: Peer<'_>,
+        target: AppAddr,
+        mut told: impl FnMut(Step<'_>),
+    ) -> Result<Option<PolicyName>, Refusal> {
+        let places = [
+            PolicyPlace::Mesh,
+            PolicyPlace::Namespace(&self.pod.namespace),
+            PolicyPlace::Pod,
+        ];
+        let mut none = true;
+        for (scope, set) in places.into_iter().zip(&self.sets) {
+            let (deny, allow) = set
+                .as_ref()
+                .map_or((&[][..], &[][..]), |set| set.deciding());
+            if !(deny.is_empty() && allow.is_empty()) {
+                none = false;
+                told(Step::Policy(PolicyStep::Apply { scope, deny, allow }));
+            }
+        }
+        let flow = Flow::new(peer.principal, peer.addr, target);
+        for policy in mesh.policies().filter(|policy| policy.dry_run) {
+            if self.selects(policy) {
+                let asked = Asked {
+                    policy,
+                    flow: &flow,
+                };
+                told(Step::Policy(PolicyStep::DryRun(asked)));
+            }
+        }
+        if none {
+            told(Step::Policy(PolicyStep::NoneApply));
+        }
+        let permit = self.judge(peer, target, true, &mut told)?;
+        Ok(permit.policy)
+    }
+
+    /// Whether a policy that decides looks at the address of the client.
+    #[must_use]
+    pub fn look_at_source(&self) -> bool {
+        let mut policies = self.sets().flat_map(|set| {
+            let (deny, allow) = set.deciding();
+            deny.iter().chain(allow)
+        });
+        policies.any(|policy| {
+            let clauses = policy.rules.iter().flat_map(|rule| &rule.clauses);
+            let mut matches = clauses.flat_map(|clause| &clause.matches);
+            matches.any(|m| !m.source_ips.is_empty())
+        })
+    }
+
+    fn selects(&self, policy: &Policy) -> bool {
+        let listed = self.pod.policies.contains(&policy.key);
+        match policy.scope {
+            PolicyScope::Global => true,
+            PolicyScope::Namespace => listed || policy.key.namespace == self.pod.namespace,
+            PolicyScope::WorkloadSelector => listed,
+        }
     }
 
     fn judge(
@@ -137,11 +206,19 @@ impl PodPolicies {
         peer: Peer<'_>,
         target: AppAddr,
         missing_counts: bool,
+        told: &mut impl FnMut(Step<'_>),
     ) -> Result<Permit, Refusal> {
         let flow = Flow::new(peer.principal, peer.addr, target);
         let uid = &self.pod.uid;
-        if let Some(policy) = self.first(|set| set.denies(&flow)) {
+        let flow = &flow;
+        if let Some(policy) = self.first(|set| set.denies(flow)) {
+            told(Step::Policy(PolicyStep::Match(Asked { policy, flow })));
             return Err(denied(format!("policy {} denies it", policy.key)));
+        }
+        told(Step::Policy(PolicyStep::NotDenied));
+        if let Some(policy) = &self.missing {
+            let counts = missing_counts;
+            told(Step::Policy(PolicyStep::Missing { policy, counts }));
         }
         if let Some(name) = self.missing.as_ref().filter(|_| missing_counts) {
             let detail =
@@ -149,13 +226,20 @@ impl PodPolicies {
             return Err(Refusal::new(Reason::PolicyMissing, detail));
         }
         if !self.sets().any(PolicySet::has_allow) {
+            told(Step::Policy(PolicyStep::Unrestricted));
             return Ok(Permit { policy: None });
         }
-        match self.first(|set| set.allows(&flow)) {
-            Some(policy) => Ok(Permit {
-                policy: Some(policy.key.clone()),
-            }),
-            None => Err(denied(format!("no ALLOW policy of workload {uid} matches"))),
+        match self.first(|set| set.allows(flow)) {
+            Some(policy) => {
+                told(Step::Policy(PolicyStep::Match(Asked { policy, flow })));
+                Ok(Permit {
+                    policy: Some(policy.key.clone()),
+                })
+            }
+            None => {
+                told(Step::Policy(PolicyStep::NotAllowed));
+                Err(denied(format!("no ALLOW policy of workload {uid} matches")))
+            }
         }
     }
 

@@ -7,11 +7,18 @@
 use crate::endpoints::{AppTunnel, Endpoint, Endpoints, Group, Kind, Reach};
 use crate::service::{HealthPolicy, LoadBalancingMode, Scope, Service};
 use crate::snapshot::Mesh;
+use crate::step::{Kindred, Step};
 use crate::workload::{GatewayAddress, Health, Workload};
 
 /// Randomness, supplied by the caller so that a decision can be repeated.
 pub trait Rng {
     fn next_u32(&mut self) -> u32;
+
+    /// Is told each step of the decision. Who does not explain decisions leaves it as it is.
+    #[inline]
+    fn step(&mut self, step: Step<'_>) {
+        let _ = step;
+    }
 }
 
 /// An endpoint and its port for the connection.
@@ -42,13 +49,38 @@ pub fn pick<'a>(
 ) -> Option<Picked<'a>> {
     let has_port = service.has_port(port);
     if !has_port && purpose == Purpose::Destination {
+        rng.step(Step::NoSuchPort { service, port });
         return None;
     }
+    let picked = draw(mesh, service, port, client, purpose, rng);
+    if picked.is_none() {
+        rng.step(Step::NoEndpoint { service });
+    }
+    picked
+}
+
+fn draw<'a>(
+    mesh: &'a Mesh,
+    service: &Service,
+    port: u16,
+    client: &Workload,
+    purpose: Purpose,
+    rng: &mut impl Rng,
+) -> Option<Picked<'a>> {
+    let has_port = service.has_port(port);
     let endpoints = mesh.arranged_endpoints(&service.key)?;
     let common_port = service.target_port(port);
     let mut best = Best::default();
     for (kind, group) in endpoints.groups() {
+        let left_out = Step::LeftOut(Kindred {
+            service,
+            client,
+            kind,
+            group,
+            port,
+        });
         if !can_take(service, client, kind) {
+            rng.step(left_out);
             continue;
         }
         let known_port = kind.target_port(port).or(common_port);
@@ -60,6 +92,7 @@ pub fn pick<'a>(
             }
         };
         let Some(target_port) = target_port else {
+            rng.step(left_out);
             continue;
         };
         best.port = target_port;
@@ -67,6 +100,8 @@ pub fn pick<'a>(
     }
     let (group, port) = best.chosen?;
     let endpoint = group.pick(below(group.weight(), rng)?)?;
+    let of = best.weight;
+    rng.step(Step::Drawn { endpoint, port, of });
     Some(Picked { endpoint, port })
 }
 
@@ -78,7 +113,16 @@ pub(crate) fn sample_waypoint<'a>(
     let weighted = &service.weighted_waypoints;
     let total = weighted.iter().map(|w| u64::from(w.weight)).sum();
     let Some(mut at) = below(total, rng) else {
-        return service.waypoint.as_ref();
+        let waypoint = service.waypoint.as_ref();
+        rng.step(match waypoint {
+            None => Step::NoWaypoint { service },
+            Some(waypoint) => Step::Waypoint {
+                service,
+                waypoint,
+                drawn: None,
+            },
+        });
+        return waypoint;
     };
     let drawn = weighted.iter().find(|w| {
         let weight = u64::from(w.weight);
@@ -86,7 +130,13 @@ pub(crate) fn sample_waypoint<'a>(
         at = at.saturating_sub(weight);
         here
     });
-    drawn.map(|w| &w.destination)
+    let drawn = drawn?;
+    rng.step(Step::Waypoint {
+        service,
+        waypoint: &drawn.destination,
+        drawn: Some((drawn.weight.into(), total)),
+    });
+    Some(&drawn.destination)
 }
 
 /// The group to draw from: of the groups that fit best one, by weight.
@@ -102,8 +152,14 @@ struct Best<'a> {
 impl<'a> Best<'a> {
     fn consider(&mut self, rank: usize, group: &'a Group, rng: &mut impl Rng) {
         let weight = group.weight();
+        let beaten = rank < self.rank && self.chosen.is_some();
+        rng.step(Step::Fitting {
+            weight,
+            rank,
+            beaten,
+        });
         // Endpoints that are never chosen must not keep others from being chosen.
-        if weight == 0 || (rank < self.rank && self.chosen.is_some()) {
+        if weight == 0 || beaten {
             return;
         }
         if rank > self.rank {
@@ -147,6 +203,9 @@ fn fitting<'a>(
             let (shared, group) = in_a_row(group, scopes);
             if shared == scopes.len() {
                 best.consider(0, group, rng);
+            } else {
+                let weight = group.weight();
+                rng.step(Step::TooFar { weight, scopes });
             }
         }
         // Same network beats any other, and among the others the rest of the list still ranks.

@@ -31,6 +31,7 @@ use crate::reason::Reason;
 pub use crate::reason::Refusal;
 use crate::service::Service;
 use crate::snapshot::Mesh;
+use crate::step::{Is, Lookup, Role, Step};
 use crate::workload::{GatewayAddress, TunnelProtocol, Workload};
 
 mod reference;
@@ -59,6 +60,7 @@ pub fn decide(
 ) -> Decision {
     let to = OrigDst(SocketAddr::new(to.0.ip().to_canonical(), to.0.port()));
     if to.0.ip().is_loopback() && PROXY_PORTS.contains(&to.0.port()) {
+        rng.step(Step::OwnPort { to });
         let detail = format!("{to} is a port of the proxy itself");
         return Decision::Refuse(Refusal::new(Reason::Loop, detail));
     }
@@ -120,7 +122,7 @@ enum Upstream<'a> {
 
 impl<'a> Connection<'a> {
     fn route(&self, rng: &mut impl Rng) -> Result<Route, Stop> {
-        let addressed = self.addressed();
+        let addressed = self.addressed(rng);
         if let Addressed::Service(service) = addressed
             && let Some(waypoint) = sample_waypoint(service, rng)
         {
@@ -129,18 +131,30 @@ impl<'a> Connection<'a> {
         let to = OrigDst(self.to);
         match self.upstream(&self.from.network, to, Purpose::Destination, rng) {
             Upstream::Chosen(chosen) => self.to_workload(&chosen, addressed, rng),
-            Upstream::Nothing(service) => self.otherwise(addressed, service),
+            Upstream::Nothing(service) => self.otherwise(addressed, service, rng),
         }
     }
 
-    fn addressed(&self) -> Addressed<'a> {
+    fn addressed(&self, rng: &mut impl Rng) -> Addressed<'a> {
         let (network, ip) = (self.own_network, self.to.ip());
-        if let Some(workload) = self.mesh.workload_by_ip(network, ip) {
-            Addressed::Workload(workload)
+        let (addressed, is) = if let Some(workload) = self.mesh.workload_by_ip(network, ip) {
+            (Addressed::Workload(workload), Is::Workload(workload))
         } else if let Some(service) = self.mesh.service_by_vip(network, ip, &self.from.namespace) {
-            Addressed::Service(service)
+            (Addressed::Service(service), Is::Service(service))
         } else {
-            Addressed::Unknown
+            (Addressed::Unknown, Is::Nothing)
+        };
+        rng.step(Step::Addressed(self.lookup(network, ip, is)));
+        addressed
+    }
+
+    fn lookup<'b>(&'b self, network: &'b str, ip: IpAddr, is: Is<'b>) -> Lookup<'b> {
+        Lookup {
+            mesh: self.mesh,
+            network,
+            ip,
+            namespace: &self.from.namespace,
+            is,
         }
     }
 
@@ -163,6 +177,7 @@ impl<'a> Connection<'a> {
             })
         };
         if let Some(service) = mesh.service_by_vip(network, ip, &from.namespace) {
+            rng.step(Step::Taken(self.lookup(network, ip, Is::Service(service))));
             if service.is_passthrough() {
                 return Upstream::Nothing(Some(service));
             }
@@ -171,8 +186,14 @@ impl<'a> Connection<'a> {
                 None => Upstream::Nothing(Some(service)),
             }
         } else if let Some(workload) = mesh.workload_by_ip(network, ip) {
+            rng.step(Step::Taken(self.lookup(
+                network,
+                ip,
+                Is::Workload(workload),
+            )));
             chosen(workload, port, None)
         } else {
+            rng.step(Step::Taken(self.lookup(network, ip, Is::Nothing)));
             Upstream::Nothing(None)
         }
     }
@@ -182,10 +203,14 @@ impl<'a> Connection<'a> {
         &self,
         addressed: Addressed<'_>,
         service: Option<&Service>,
+        rng: &mut impl Rng,
     ) -> Result<Route, Stop> {
         let Self { from, to, .. } = *self;
         let service = match (addressed, service) {
-            (Addressed::Unknown, None) => return Ok(Route::Direct { to }),
+            (Addressed::Unknown, None) => {
+                rng.step(Step::Outside { to });
+                return Ok(Route::Direct { to });
+            }
             (Addressed::Service(service), _) | (_, Some(service)) => service,
             (Addressed::Workload(workload), None) => {
                 return Err(no_gateway(format!(
@@ -195,6 +220,7 @@ impl<'a> Connection<'a> {
             }
         };
         if service.is_passthrough() {
+            rng.step(Step::Passthrough { service });
             return Ok(Route::Direct { to });
         }
         let (key, port) = (&service.key, to.port());
@@ -217,6 +243,7 @@ impl<'a> Connection<'a> {
         rng: &mut impl Rng,
     ) -> Result<Route, Stop> {
         let waypoint = self.waypoint(&service.key, "service", reference, rng)?;
+        rng.step(via(Role::Waypoint, &waypoint));
         if waypoint.workload.network != self.from.network {
             return self.across_networks(&waypoint, Addressed::Service(service), rng);
         }
@@ -239,14 +266,23 @@ impl<'a> Connection<'a> {
         if workload.network != self.from.network {
             return self.across_networks(chosen, addressed, rng);
         }
-        if let Some(reference) = &workload.waypoint
-            && !matches!(addressed, Addressed::Service(_))
-        {
+        if workload.waypoint.is_some() && matches!(addressed, Addressed::Service(_)) {
+            rng.step(Step::WaypointOfOthers { workload });
+        } else if let Some(reference) = &workload.waypoint {
             let of = &workload.uid;
             let itself = is_client(self, reference);
             let itself = itself.map_err(|why| self.no_waypoint(of, "workload", reference, why))?;
-            if !itself {
+            if itself {
+                rng.step(Step::IsTheWaypoint { workload });
+            } else {
+                let role = Role::Waypoint;
+                rng.step(Step::Reference {
+                    role,
+                    of: workload,
+                    reference,
+                });
                 let waypoint = self.waypoint(of, "workload", reference, rng)?;
+                rng.step(via(role, &waypoint));
                 if waypoint.workload.network != self.from.network {
                     let why = Unresolved::Missing(format!(
                         "it is on network {:?}, and only connections to services cross networks",
@@ -259,6 +295,7 @@ impl<'a> Connection<'a> {
                     .map_err(|why| self.no_waypoint(of, "workload", reference, why));
             }
         }
+        rng.step(Step::Destination { workload, port });
         let hop = match workload.tunnel {
             TunnelProtocol::None => Hop::Direct { port },
             TunnelProtocol::Hbone => Hop::Workload {
@@ -279,6 +316,8 @@ impl<'a> Connection<'a> {
     ) -> Result<Route, Stop> {
         let (to, workload) = (self.to, far.workload);
         let (uid, network) = (&workload.uid, &workload.network);
+        let client = &*self.from.network;
+        rng.step(Step::OtherNetwork { workload, client });
         let Addressed::Service(service) = addressed else {
             return Err(no_gateway(format!(
                 "workload {uid} for {to} is on network {network:?}: only connections to services cross networks"
@@ -297,11 +336,17 @@ impl<'a> Connection<'a> {
                  connections there (subject_alt_names)"
             )));
         }
+        rng.step(Step::Reference {
+            role: Role::Gateway,
+            of: workload,
+            reference,
+        });
         let nowhere = |why| {
             let what = format!("workload {uid} for {to} is on network {network:?}, reached");
             unresolved(&what, Role::Gateway, reference, why)
         };
         let gateway = resolve(self, reference, Purpose::Destination, rng).map_err(nowhere)?;
+        rng.step(via(Role::Gateway, &gateway));
         let hop = Hop::Gateway {
             port: gateway.port,
             service: Arc::clone(&service.key.hostname),
@@ -388,6 +433,11 @@ fn address(workload: &Workload, service: Option<&Service>, asked: IpAddr) -> Opt
         .or_else(|| allowed().next())
 }
 
+fn via<'a>(role: Role, next: &Chosen<'a>) -> Step<'a> {
+    let workload = next.workload;
+    Step::Via { role, workload }
+}
+
 fn names(service: &Service) -> &[Identity] {
     &service.subject_alt_names
 }
@@ -401,22 +451,6 @@ fn expected(chosen: &Chosen<'_>) -> Arc<[Identity]> {
 
 fn no_route(detail: String) -> Stop {
     Stop::Refuse(Refusal::new(Reason::NoRoute, detail))
-}
-
-/// What a reference of the control plane is to.
-#[derive(Clone, Copy)]
-enum Role {
-    Waypoint,
-    Gateway,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Waypoint => "waypoint",
-            Self::Gateway => "gateway",
-        })
-    }
 }
 
 fn no_gateway(detail: String) -> Stop {

@@ -37,6 +37,11 @@ impl Endpoint {
         }
     }
 
+    /// How likely it is drawn, compared with others.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.weight.into()
+    }
+
     /// What the workload says about itself as this endpoint.
     #[must_use]
     pub fn membership(&self) -> &Arc<Membership> {

@@ -9,6 +9,7 @@ use crate::name::Principal;
 use crate::policy::{Clause, Match, Rule, ServiceAccountMatch, StringMatch};
 
 /// A connection as policies see it.
+#[derive(Debug)]
 pub(crate) struct Flow<'a> {
     peer: Option<&'a Principal>,
     pub(crate) source: IpAddr,

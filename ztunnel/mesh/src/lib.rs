@@ -24,6 +24,7 @@ mod ranges;
 pub mod reason;
 pub mod service;
 mod snapshot;
+pub mod step;
 mod trie;
 pub mod workload;
 
@@ -33,4 +34,5 @@ pub use policy::Policy;
 pub use reason::Refusal;
 pub use service::Service;
 pub use snapshot::{Delta, Mesh, Removal, Upsert};
+pub use step::Step;
 pub use workload::Workload;

@@ -56,6 +56,11 @@ impl PolicySet {
         !self.allow.policies.is_empty()
     }
 
+    /// Those that deny, and those that allow.
+    pub(crate) fn deciding(&self) -> (&[Arc<Policy>], &[Arc<Policy>]) {
+        (&self.deny.policies, &self.allow.policies)
+    }
+
     /// Whether the same policies decide in both.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         let same = |a: &Index, b: &Index| {

@@ -157,13 +157,40 @@ impl Mesh {
         namespace: &str,
     ) -> Option<&Arc<Service>> {
         let exact = self.services_with(network, ip);
-        best(exact.map(|service| (service, 0)), namespace).or_else(|| {
-            let around = self.range_lengths.around(network, ip).flat_map(|net| {
-                let services = self.services_by_range.all(self.hash(&(network, net)));
-                let services = services.filter(move |service| has_vip(service, network, net));
-                services.map(move |service| (service, net.prefix_len()))
-            });
-            best(around, namespace)
+        best(exact.map(|service| (service, 0)), namespace)
+            .or_else(|| best(self.services_around(network, ip), namespace))
+    }
+
+    /// All services with this address, or with a range around it of the length that is told, whoever may use them. In
+    /// the order of their names.
+    pub(crate) fn services_sharing(
+        &self,
+        network: &str,
+        ip: IpAddr,
+    ) -> Vec<(&Arc<Service>, Option<u8>)> {
+        let exact = self
+            .services_with(network, ip)
+            .map(|service| (service, None));
+        let around = self.services_around(network, ip);
+        let around = around.map(|(service, length)| (service, Some(length)));
+        let mut all: Vec<_> = exact.chain(around).collect();
+        // Of one that has several ranges around it, the narrowest is what counts.
+        all.sort_by_key(|(service, length)| (&service.key, length.map(core::cmp::Reverse)));
+        all.dedup_by_key(|(service, _)| &service.key);
+        all
+    }
+
+    /// The services with a range around this address, and the lengths of the ranges.
+    fn services_around<'a, 'n>(
+        &'a self,
+        network: &'n str,
+        ip: IpAddr,
+    ) -> impl Iterator<Item = (&'a Arc<Service>, u8)> + use<'a, 'n> {
+        let ranges = self.range_lengths.around(network, ip);
+        ranges.flat_map(move |net| {
+            let services = self.services_by_range.all(self.hash(&(network, net)));
+            let services = services.filter(move |service| has_vip(service, network, net));
+            services.map(move |service| (service, net.prefix_len()))
         })
     }
 

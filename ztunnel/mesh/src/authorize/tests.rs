@@ -410,3 +410,100 @@ fn asked_again_what_is_missing_may_be_left_out() {
         );
     }
 }
+
+/// What `explain` tells about a connection of `shop/cart` (or plaintext) to the pod, and that it decides the same.
+fn check_steps(pod: &str, policies: &[&str], plain: bool, expected: &[&str]) {
+    let identity: Identity = "spiffe://td/ns/shop/sa/cart".parse().unwrap();
+    let principal = Principal::from(identity);
+    let peer = Peer {
+        principal: (!plain).then_some(&principal),
+        addr: ClientAddr("10.1.0.2:40000".parse().unwrap()),
+    };
+    let target = AppAddr("10.1.0.1:8080".parse().unwrap());
+    let mesh = mesh(policies);
+    let of_pod = PodPolicies::new(&mesh, &Arc::new(workload(pod)));
+    let mut steps = vec![];
+    let explained = of_pod.explain(&mesh, peer, target, |step| {
+        steps.push(alloc::format!("{}: {step}", step.about()));
+    });
+    assert_eq!(steps, expected, "{policies:?}");
+    let decided = of_pod.authorize(peer, target);
+    assert_eq!(explained, decided.map(|permit| permit.policy));
+}
+
+#[test]
+fn the_steps_say_which_policies_apply_and_which_rule_decides() {
+    check_steps(
+        POD,
+        &[],
+        false,
+        &[
+            "policy: none applies to the pod",
+            "policy: no DENY policy matches",
+            "policy: no ALLOW policy: who is not denied is allowed",
+        ],
+    );
+    let policies = [
+        "deny root/all global rule clause match ns=bank",
+        "allow shop/some namespace rule clause match port=1 rule clause match principal=td/ns/shop/sa/cart",
+        "deny shop/try namespace dry-run rule clause match ns=shop",
+        "allow shop/other namespace dry-run rule clause match ns=bank",
+        "deny other/ns namespace rule clause match ns=shop",
+        "deny shop/strict selector rule clause match principal!=*",
+    ];
+    let listing = "pod shop/web ip=10.1.0.1 policies=shop/strict";
+    let applying = [
+        "policy: of the whole mesh; DENY root/all",
+        "policy: of namespace shop; ALLOW shop/some",
+        "policy: of the pod itself; DENY shop/strict",
+        "dry run: ALLOW shop/other does not match, and never decides",
+    ];
+    let [mesh_wide, namespace, own, other] = applying;
+    check_steps(
+        listing,
+        &policies,
+        false,
+        &[
+            mesh_wide,
+            namespace,
+            own,
+            other,
+            "dry run: DENY shop/try matches, by rule 1 of 1, and never decides",
+            "policy: no DENY policy matches",
+            "policy: ALLOW shop/some matches, by rule 2 of 2",
+        ],
+    );
+    check_steps(
+        listing,
+        &policies,
+        true,
+        &[
+            mesh_wide,
+            namespace,
+            own,
+            other,
+            "dry run: DENY shop/try does not match, and never decides",
+            "policy: DENY shop/strict matches, by rule 1 of 1",
+        ],
+    );
+    check_steps(
+        POD,
+        &["allow shop/a namespace rule clause match ns=bank"],
+        false,
+        &[
+            "policy: of namespace shop; ALLOW shop/a",
+            "policy: no DENY policy matches",
+            "policy: no ALLOW policy matches, and only what they allow is",
+        ],
+    );
+    check_steps(
+        "pod shop/web ip=10.1.0.1 policies=shop/late",
+        &[],
+        false,
+        &[
+            "policy: none applies to the pod",
+            "policy: no DENY policy matches",
+            "policy: shop/late, which the pod lists, has not arrived: it may be a DENY",
+        ],
+    );
+}

@@ -13,6 +13,7 @@ use crate::balance::{Picked, Purpose, Rng, pick};
 use crate::name::ServiceName;
 use crate::partial::Key;
 use crate::service::Service;
+use crate::step::{Is, Step};
 use crate::workload::{GatewayAddress, GatewayDestination, Workload};
 
 /// Why a reference leads nowhere, at least now.
@@ -52,7 +53,7 @@ pub(super) fn resolve<'a>(
                 )),
             }
         }
-        GatewayDestination::Hostname(name) => match behind_hostname(c, name) {
+        GatewayDestination::Hostname(name) => match told(name, behind_hostname(c, name), rng) {
             Some(Behind::Service(service)) => {
                 let picked = pick(c.mesh, service, port, c.from, purpose, rng);
                 let Picked { endpoint, port } = picked.ok_or_else(|| no_endpoint(service))?;
@@ -114,6 +115,20 @@ fn same(workload: &Workload, client: &Workload) -> bool {
 enum Behind<'a> {
     Service(&'a Arc<Service>),
     Workload(&'a Arc<Workload>),
+}
+
+fn told<'a>(
+    name: &ServiceName,
+    behind: Option<Behind<'a>>,
+    rng: &mut impl Rng,
+) -> Option<Behind<'a>> {
+    let is = match &behind {
+        Some(Behind::Service(service)) => Is::Service(service),
+        Some(Behind::Workload(workload)) => Is::Workload(workload),
+        None => Is::Nothing,
+    };
+    rng.step(Step::Named { name, is });
+    behind
 }
 
 fn behind_hostname<'a>(c: &Connection<'a>, name: &ServiceName) -> Option<Behind<'a>> {
