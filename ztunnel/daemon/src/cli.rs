@@ -6,9 +6,13 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use ztunnel_node::enroll::{Outcome, PodState, PodStatus, Request, call};
+use ztunnel_node::explain::Question;
+use ztunnel_node::explain::reason::{self, Reason};
 use ztunnel_node::telemetry::chain;
 
 use crate::{config, run};
+
+mod explain;
 
 /// Node proxy of an ambient service mesh.
 #[derive(Debug, Parser)]
@@ -67,6 +71,38 @@ enum Command {
         #[command(flatten)]
         daemon: Daemon,
     },
+    /// Say what would become of a connection, and why, step by step; nothing is connected.
+    ///
+    /// Either `--from POD --to ADDRESS:PORT`: where a connection of an app of a pod of this node would go. Or `--to
+    /// ADDRESS:PORT --as WHO`: whether a pod of this node would take it from somebody. Or `--reason CODE`: what the
+    /// reason of a line in the log means.
+    #[command(group = clap::ArgGroup::new("question").required(true).args(["from", "peer", "reason"]))]
+    Explain {
+        /// The pod that connects, as `ztunnel pods` shows it.
+        #[arg(long, value_name = "NAMESPACE/POD", requires = "to")]
+        from: Option<String>,
+        /// Where it connects to.
+        #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "reason")]
+        to: Option<String>,
+        /// Who connects: a SPIFFE id, or `plaintext` for somebody without a tunnel.
+        #[arg(long = "as", value_name = "WHO", requires = "to")]
+        peer: Option<String>,
+        /// The address that it comes from, for policies that look at it.
+        #[arg(long, value_name = "ADDRESS", requires = "peer")]
+        from_ip: Option<String>,
+        /// A reason from the log.
+        #[arg(long, value_name = "CODE")]
+        reason: Option<Reason>,
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        output: Format,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// Print the reference of all reasons, in Markdown, or the cause and next step of one.
+    Reasons {
+        /// A reason from the log.
+        code: Option<Reason>,
+    },
     /// Print the reference of all settings, in Markdown.
     Settings,
 }
@@ -90,6 +126,41 @@ pub(crate) fn main() -> ExitCode {
         Command::Settings => {
             print(config::reference().trim_end());
             ExitCode::SUCCESS
+        }
+        Command::Reasons { code: None } => {
+            print(reason::reference().trim_end());
+            ExitCode::SUCCESS
+        }
+        Command::Reasons { code: Some(code) } => {
+            print(&explain::reason(code));
+            ExitCode::SUCCESS
+        }
+        Command::Explain {
+            from,
+            to,
+            peer,
+            from_ip,
+            reason,
+            output,
+            daemon,
+        } => {
+            let question = match (reason, from, peer, to) {
+                (Some(reason), ..) => {
+                    print(&explain::reason(reason));
+                    return ExitCode::SUCCESS;
+                }
+                (None, Some(from), None, Some(to)) => Question::Outbound { from, to },
+                (None, None, Some(peer), Some(to)) => Question::Inbound { to, peer, from_ip },
+                _ => return fail(&"give --from and --to, or --to and --as, or --reason"),
+            };
+            ask(daemon, &Request::Explain(question), |outcome| {
+                if let Outcome::Explained(explanation) = outcome {
+                    print(&match output {
+                        Format::Table => explain::text(explanation),
+                        Format::Json => json(explanation),
+                    });
+                }
+            })
         }
         Command::Enroll {
             uid,
@@ -115,15 +186,19 @@ pub(crate) fn main() -> ExitCode {
         }
         Command::Unenroll { uid, daemon } => ask(daemon, &Request::Unenroll { uid }, |_| {}),
         Command::Stop { daemon } => ask(daemon, &Request::Stop {}, |_| {}),
-        Command::Pods { output, daemon } => ask(daemon, &Request::Pods {}, |pods| match output {
-            Format::Table => print(&table(pods)),
-            Format::Json => print(&serde_json::to_string_pretty(pods).unwrap_or_default()),
+        Command::Pods { output, daemon } => ask(daemon, &Request::Pods {}, |outcome| {
+            if let Outcome::Pods(pods) = outcome {
+                print(&match output {
+                    Format::Table => table(pods),
+                    Format::Json => json(pods),
+                });
+            }
         }),
     }
 }
 
-/// Sends `request`; `show` gets the pods when the answer is a list of them.
-fn ask(daemon: Daemon, request: &Request, show: impl Fn(&[PodStatus])) -> ExitCode {
+/// Sends `request`; `show` gets the answer when it is one to be read.
+fn ask(daemon: Daemon, request: &Request, show: impl Fn(&Outcome)) -> ExitCode {
     let socket = match daemon.socket.map_or_else(config::api_socket, Ok) {
         Ok(socket) => socket,
         Err(err) => return fail(&err),
@@ -141,13 +216,17 @@ fn ask(daemon: Daemon, request: &Request, show: impl Fn(&[PodStatus])) -> ExitCo
             print("nothing to do: it is so already");
             ExitCode::SUCCESS
         }
-        Ok(Outcome::Pods(pods)) => {
-            show(&pods);
+        Ok(outcome @ (Outcome::Pods(_) | Outcome::Explained(_))) => {
+            show(&outcome);
             ExitCode::SUCCESS
         }
         Ok(Outcome::Refused { code, reason }) => fail(&format!("{code}: {reason}")),
         Err(err) => fail(&chain(&err)),
     }
+}
+
+fn json(answer: &(impl serde::Serialize + ?Sized)) -> String {
+    serde_json::to_string_pretty(answer).unwrap_or_default()
 }
 
 fn table(pods: &[PodStatus]) -> String {

@@ -12,6 +12,7 @@ use ztunnel_node::admin::{AdminError, HttpListener, READINESS_PORT, Readiness};
 use ztunnel_node::capture::{NodeCapture, NodeClaim};
 use ztunnel_node::discovery::{self, DiscoveryConfig};
 use ztunnel_node::enroll::{self, ApiListener, Enroller};
+use ztunnel_node::explain::Explainer;
 use ztunnel_node::identity::{CaConfig, Identities};
 use ztunnel_node::pod::{NodeContext, Workers};
 use ztunnel_node::state::mesh_channel;
@@ -137,7 +138,12 @@ async fn run(config: Config) -> Result<(), StartError> {
     )
     .await?;
     let (stop, mut stopped) = mpsc::channel(1);
-    api.serve(enroller.clone(), stop, shutdown.clone(), &tasks);
+    let explainer = Explainer {
+        node: Arc::clone(&context.node_name),
+        network: Arc::clone(&context.network),
+        mesh: context.mesh.clone(),
+    };
+    api.serve(enroller.clone(), explainer, stop, shutdown.clone(), &tasks);
     drop(starting);
     info!(node = %context.node_name, workers = config.worker_threads, "daemon started");
 

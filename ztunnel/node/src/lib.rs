@@ -6,7 +6,7 @@
 //! 2  state   tls    snapshot publication (one writer) · rustls contexts, SPIFFE verifier, credentials
 //! 3  admin   relay   control_plane    HTTP endpoints, readiness · joining two streams · authenticated gRPC channel
 //! 4  tunnel  capture    HBONE client, pool, server · eBPF load, attach
-//! 5  identity  discovery  own_pod  outbound  inbound    own_pod: who a connection's pod is
+//! 5  identity  discovery  own_pod  outbound  inbound  explain    own_pod: who a connection's pod is · explain: why what is decided
 //! 6  pod            all sockets of one pod: bind in its namespace, start, drain, stop
 //! 7  enroll         pods table and its sources
 //! ```
@@ -16,6 +16,7 @@ pub mod capture;
 pub mod control_plane;
 pub mod discovery;
 pub mod enroll;
+pub mod explain;
 pub mod identity;
 pub mod inbound;
 pub mod outbound;

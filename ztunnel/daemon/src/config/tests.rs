@@ -478,6 +478,16 @@ fn keepalive_and_user_timeout_are_turned_on_and_off() {
 }
 
 #[test]
+fn the_reference_of_reasons_is_fresh() {
+    let written = include_str!("../../../../deploy/reasons.md");
+    assert_eq!(
+        written,
+        ztunnel_node::explain::reason::reference(),
+        "stale: run `cargo run -p ztunnel -- reasons > deploy/reasons.md`"
+    );
+}
+
+#[test]
 fn the_reference_of_settings_is_fresh() {
     let written = include_str!("../../../../deploy/settings.md");
     assert_eq!(

@@ -15,6 +15,7 @@ use tracing::warn;
 use ztunnel_mesh::name::{PodName, PodUid};
 
 use super::{EnrollError, EnrollRequest, Enroller, PodStatus};
+use crate::explain::{Explainer, Explanation, Question};
 use crate::task::{Backoff, Shutdown, TaskGroup};
 use crate::telemetry::chain;
 
@@ -40,6 +41,8 @@ pub enum Request {
         uid: String,
     },
     Pods {},
+    /// What would become of a connection, and why.
+    Explain(Question),
     /// Unenroll every pod, leave nothing behind, end.
     Stop {},
 }
@@ -53,6 +56,7 @@ pub enum Outcome {
         changed: bool,
     },
     Pods(Vec<PodStatus>),
+    Explained(Box<Explanation>),
     /// A refusal: a stable code, and the reason for people.
     Refused {
         code: String,
@@ -128,6 +132,7 @@ impl ApiListener {
     pub fn serve(
         self,
         enroller: Enroller,
+        explainer: Explainer,
         stop: mpsc::Sender<()>,
         shutdown: Shutdown,
         tasks: &TaskGroup,
@@ -149,8 +154,9 @@ impl ApiListener {
                     Ok((stream, _)) => {
                         backoff.reset();
                         let (enroller, stop) = (enroller.clone(), stop.clone());
+                        let explainer = explainer.clone();
                         group.spawn(async move {
-                            if let Err(err) = client(stream, &enroller, &stop).await {
+                            if let Err(err) = client(stream, &enroller, &explainer, &stop).await {
                                 warn!(error = %err, "local API client failed");
                             }
                             drop(slot);
@@ -196,6 +202,7 @@ fn bind(socket: &Path) -> io::Result<UnixListener> {
 async fn client(
     stream: UnixStream,
     enroller: &Enroller,
+    explainer: &Explainer,
     stop: &mpsc::Sender<()>,
 ) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
@@ -208,7 +215,7 @@ async fn client(
             return Ok(());
         }
         let outcome = match serde_json::from_slice(&line) {
-            Ok(request) => answer(request, enroller, stop).await,
+            Ok(request) => answer(request, enroller, explainer, stop).await,
             Err(err) => {
                 let (code, reason) = (
                     "BAD_REQUEST".into(),
@@ -222,9 +229,23 @@ async fn client(
     }
 }
 
-async fn answer(request: Request, enroller: &Enroller, stop: &mpsc::Sender<()>) -> Outcome {
+async fn answer(
+    request: Request,
+    enroller: &Enroller,
+    explainer: &Explainer,
+    stop: &mpsc::Sender<()>,
+) -> Outcome {
     let done = match request {
         Request::Pods {} => return Outcome::Pods(enroller.pods().await),
+        Request::Explain(question) => {
+            return match explainer.explain(&enroller.known().await, &question) {
+                Ok(explanation) => Outcome::Explained(Box::new(explanation)),
+                Err(err) => Outcome::Refused {
+                    code: err.code().into(),
+                    reason: err.to_string(),
+                },
+            };
+        }
         Request::Enroll {
             uid,
             netns,

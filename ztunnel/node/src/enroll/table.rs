@@ -19,6 +19,7 @@ use super::kernel::{Captured, Kernel};
 use super::record::{Phase, Record, Records, is_unreadable, is_valid_uid};
 use crate::admin::{Pending, Readiness};
 use crate::capture::{NodeCapture, PodCapture};
+use crate::explain::KnownPod;
 use crate::pod::{PodStart, Workers};
 use crate::task::{PodNet, TaskGroup};
 use crate::telemetry::chain;
@@ -95,6 +96,8 @@ enum Hold {
     Live {
         netns: Arc<NetNs>,
         capture: Box<PodCapture>,
+        /// The ports of the proxy's listeners.
+        ports: Arc<[u16]>,
     },
     /// Being unenrolled; the channel closes when that is done.
     Leaving(watch::Receiver<()>),
@@ -227,6 +230,24 @@ impl Enroller {
         table.pods.values().map(|pod| self.status(pod)).collect()
     }
 
+    /// Every pod, as the table has it: nothing is measured.
+    pub async fn known(&self) -> Vec<KnownPod> {
+        let table = self.0.table.lock().await;
+        let known = |pod: &Pod| {
+            let (served, listeners) = match &pod.hold {
+                Hold::Live { ports, .. } => (true, Arc::clone(ports)),
+                Hold::Leaving(_) | Hold::Lost { .. } => (false, Arc::default()),
+            };
+            KnownPod {
+                name: pod.record.pod(),
+                addresses: pod.addresses.clone(),
+                listeners,
+                served,
+            }
+        };
+        table.pods.values().map(known).collect()
+    }
+
     /// Unenrolls every pod and detaches from the node: nothing of the daemon is left in the kernel.
     ///
     /// # Errors
@@ -324,7 +345,7 @@ impl Enroller {
                         uid: request.uid.to_string(),
                     });
                 }
-                Hold::Live { netns, capture } if same => {
+                Hold::Live { netns, capture, .. } if same => {
                     let repaired = self.0.kernel.repair(netns, capture, &pod.record);
                     pod.unrepaired = repaired.as_ref().err().map(|err| chain(err));
                     return repaired;
@@ -393,10 +414,12 @@ impl Enroller {
             pod: record.pod(),
             net,
         };
+        let ports = Arc::clone(&listeners.ports);
         self.0.workers.start_pod(start, listeners).await;
         let hold = Hold::Live {
             netns,
             capture: Box::new(capture),
+            ports,
         };
         pods.insert(
             record.uid(),
@@ -508,7 +531,7 @@ impl Enroller {
         let (state, problem) = match &pod.hold {
             Hold::Leaving(_) => (PodState::Leaving, None),
             Hold::Lost { problem } => (PodState::Defective, Some(problem.clone())),
-            Hold::Live { netns, capture } => match self.0.kernel.defect(netns, capture) {
+            Hold::Live { netns, capture, .. } => match self.0.kernel.defect(netns, capture) {
                 None => (PodState::Captured, None),
                 Some(defect) => (PodState::Defective, Some(defect.to_owned())),
             },
