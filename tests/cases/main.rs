@@ -6,6 +6,7 @@ mod access;
 mod control_plane;
 mod demo;
 mod enrollment;
+mod explain;
 mod hostile;
 mod identity;
 mod lifecycle;
