@@ -18,6 +18,8 @@ mod outages;
 mod own_ports;
 mod policy;
 mod readiness;
+mod refusals;
+mod rolling;
 mod traffic;
 mod trust;
 mod tunnels;
