@@ -19,6 +19,8 @@ mod outages;
 mod own_ports;
 mod policy;
 mod readiness;
+mod refusals;
+mod rolling;
 mod traffic;
 mod trust;
 mod tunnels;

@@ -2,13 +2,15 @@
 //!
 //! Health, port and locality are judged here, at the moment of the pick, from what the snapshot says. The endpoints
 //! lie in groups that share all of that (see `endpoints`), so a pick looks at groups, not at endpoints, and
-//! allocates nothing.
+//! allocates nothing. What the caller avoids is in no snapshot: see `avoid`.
 
 use crate::endpoints::{AppTunnel, Endpoint, Endpoints, Group, Kind, Reach};
 use crate::service::{HealthPolicy, LoadBalancingMode, Scope, Service};
 use crate::snapshot::Mesh;
 use crate::step::{Kindred, Step};
 use crate::workload::{GatewayAddress, Health, Workload};
+
+mod avoid;
 
 /// Randomness, supplied by the caller so that a decision can be repeated.
 pub trait Rng {
@@ -18,6 +20,13 @@ pub trait Rng {
     #[inline]
     fn step(&mut self, step: Step<'_>) {
         let _ = step;
+    }
+
+    /// Whether another endpoint is better than this port of the workload, as far as the caller has found out. That makes
+    /// it less preferred than all others that may be used; it never forbids it.
+    fn avoids(&self, uid: &str, port: u16) -> bool {
+        let _ = (uid, port);
+        false
     }
 }
 
@@ -47,19 +56,18 @@ pub fn pick<'a>(
     purpose: Purpose,
     rng: &mut impl Rng,
 ) -> Option<Picked<'a>> {
-    let has_port = service.has_port(port);
-    if !has_port && purpose == Purpose::Destination {
+    if !service.has_port(port) && purpose == Purpose::Destination {
         rng.step(Step::NoSuchPort { service, port });
         return None;
     }
-    let picked = draw(mesh, service, port, client, purpose, rng);
+    let picked = pick_any(mesh, service, port, client, purpose, rng);
     if picked.is_none() {
         rng.step(Step::NoEndpoint { service });
     }
     picked
 }
 
-fn draw<'a>(
+fn pick_any<'a>(
     mesh: &'a Mesh,
     service: &Service,
     port: u16,
@@ -67,42 +75,113 @@ fn draw<'a>(
     purpose: Purpose,
     rng: &mut impl Rng,
 ) -> Option<Picked<'a>> {
-    let has_port = service.has_port(port);
-    let endpoints = mesh.arranged_endpoints(&service.key)?;
-    let common_port = service.target_port(port);
-    let mut best = Best::default();
-    for (kind, group) in endpoints.groups() {
-        let left_out = Step::LeftOut(Kindred {
-            service,
-            client,
-            kind,
-            group,
-            port,
-        });
-        if !can_take(service, client, kind) {
-            rng.step(left_out);
-            continue;
+    let pick = Pick {
+        mesh,
+        service,
+        port,
+        client,
+        purpose,
+        endpoints: mesh.arranged_endpoints(&service.key)?,
+    };
+    let picked = pick.draw(pick.endpoints.scopes(), rng)?;
+    if rng.avoids(&picked.endpoint.workload.uid, picked.port) {
+        return Some(pick.instead_of(picked, rng));
+    }
+    Some(picked)
+}
+
+/// What one endpoint is picked for, and from what.
+struct Pick<'a, 'b> {
+    mesh: &'a Mesh,
+    service: &'b Service,
+    port: u16,
+    client: &'b Workload,
+    purpose: Purpose,
+    endpoints: &'a Endpoints,
+}
+
+impl<'a> Pick<'a, '_> {
+    /// Draws one of the endpoints that fit best, judged by `scopes`.
+    fn draw(&self, scopes: &[Scope], rng: &mut impl Rng) -> Option<Picked<'a>> {
+        let mut best = Best::default();
+        for (kind, group) in self.endpoints.groups() {
+            let Some(port) = self.port_of(kind) else {
+                rng.step(Step::LeftOut(Kindred {
+                    service: self.service,
+                    client: self.client,
+                    kind,
+                    group,
+                    port: self.port,
+                }));
+                continue;
+            };
+            best.port = port;
+            self.fitting(scopes, group, &mut best, rng);
         }
-        let known_port = kind.target_port(port).or(common_port);
-        let target_port = match purpose {
+        let (group, port) = best.chosen?;
+        let endpoint = group.pick(below(group.weight(), rng)?)?;
+        let of = best.weight;
+        rng.step(Step::Drawn { endpoint, port, of });
+        Some(Picked { endpoint, port })
+    }
+
+    /// The groups of endpoints that can take the connection, with their port for it.
+    fn usable(&self) -> impl Iterator<Item = (u16, &'a Group)> {
+        let groups = self.endpoints.groups();
+        groups.filter_map(|(kind, group)| Some((self.port_of(kind)?, group)))
+    }
+
+    /// The port of endpoints of this kind, if they can take the connection.
+    fn port_of(&self, kind: &Kind) -> Option<u16> {
+        let Self { service, port, .. } = *self;
+        if !can_take(service, self.client, kind) {
+            return None;
+        }
+        let known_port = kind.target_port(port).or(service.target_port(port));
+        match self.purpose {
             Purpose::Destination => known_port,
-            Purpose::Waypoint if !has_port && kind.app_tunnel == AppTunnel::None => None,
+            Purpose::Waypoint if !service.has_port(port) && kind.app_tunnel == AppTunnel::None => {
+                None
+            }
             Purpose::Waypoint => {
                 known_port.or((kind.app_tunnel == AppTunnel::ToPort).then_some(port))
             }
-        };
-        let Some(target_port) = target_port else {
-            rng.step(left_out);
-            continue;
-        };
-        best.port = target_port;
-        fitting(mesh, service, endpoints, client, group, &mut best, rng);
+        }
     }
-    let (group, port) = best.chosen?;
-    let endpoint = group.pick(below(group.weight(), rng)?)?;
-    let of = best.weight;
-    rng.step(Step::Drawn { endpoint, port, of });
-    Some(Picked { endpoint, port })
+
+    /// Finds the parts of `group` that fit the service's preferences best, with how well: how many of `scopes` in a
+    /// row, from the first, they share with the client. Nothing of it when it must not be used at all.
+    fn fitting(&self, scopes: &[Scope], group: &'a Group, best: &mut Best<'a>, rng: &mut impl Rng) {
+        let in_a_row = |group, scopes: &[Scope]| in_a_row(self.mesh, self.client, group, scopes);
+        match (self.service.load_balancing.mode, scopes) {
+            (LoadBalancingMode::Strict, _) => {
+                let (shared, group) = in_a_row(group, scopes);
+                if shared == scopes.len() {
+                    best.consider(0, group, rng);
+                } else {
+                    let weight = group.weight();
+                    rng.step(Step::TooFar { weight, scopes });
+                }
+            }
+            // Same network beats any other, and among the others the rest of the list still ranks.
+            (_, [Scope::Network, rest @ ..]) => {
+                let own = group.part(self.mesh.hasher(), &self.client.network);
+                if let Some(own) = own.filter(|own| own.weight() > 0) {
+                    let (shared, group) = in_a_row(own, rest);
+                    best.consider(1 + shared + rest.len(), group, rng);
+                } else if let Group::Parts(networks) = group {
+                    for network in networks.iter() {
+                        let (shared, group) = in_a_row(&network.group, rest);
+                        best.consider(shared, group, rng);
+                    }
+                }
+            }
+            _ => {
+                let (shared, group) = in_a_row(group, scopes);
+                best.consider(shared, group, rng);
+            }
+        }
+    }
 }
 
 /// The waypoint for one connection to the service, when it has any: drawn by weight if weights are given.
@@ -183,49 +262,6 @@ fn can_take(service: &Service, client: &Workload, kind: &Kind) -> bool {
             Reach::OtherNetworks(network) => **network != *client.network,
             Reach::Nowhere => false,
         }
-}
-
-/// Finds the parts of `group` that fit the service's preferences best, with how well: how many scopes in a row,
-/// from the first, they share with the client. Nothing of it when it must not be used at all.
-fn fitting<'a>(
-    mesh: &Mesh,
-    service: &Service,
-    endpoints: &Endpoints,
-    client: &Workload,
-    group: &'a Group,
-    best: &mut Best<'a>,
-    rng: &mut impl Rng,
-) {
-    let in_a_row = |group, scopes: &[Scope]| in_a_row(mesh, client, group, scopes);
-    let scopes = endpoints.scopes();
-    match (service.load_balancing.mode, scopes) {
-        (LoadBalancingMode::Strict, _) => {
-            let (shared, group) = in_a_row(group, scopes);
-            if shared == scopes.len() {
-                best.consider(0, group, rng);
-            } else {
-                let weight = group.weight();
-                rng.step(Step::TooFar { weight, scopes });
-            }
-        }
-        // Same network beats any other, and among the others the rest of the list still ranks.
-        (_, [Scope::Network, rest @ ..]) => {
-            let own = group.part(mesh.hasher(), &client.network);
-            if let Some(own) = own.filter(|own| own.weight() > 0) {
-                let (shared, group) = in_a_row(own, rest);
-                best.consider(1 + shared + rest.len(), group, rng);
-            } else if let Group::Parts(networks) = group {
-                for network in networks.iter() {
-                    let (shared, group) = in_a_row(&network.group, rest);
-                    best.consider(shared, group, rng);
-                }
-            }
-        }
-        _ => {
-            let (shared, group) = in_a_row(group, scopes);
-            best.consider(shared, group, rng);
-        }
-    }
 }
 
 /// The smallest part of `group` that shares scopes with the client and can be drawn from, and how many.

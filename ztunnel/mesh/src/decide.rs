@@ -44,10 +44,25 @@ pub use route::{DoubleHboneRoute, HboneRoute, NamedRoute, Route};
 /// What to do with an outbound connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    Go(Route),
+    Go {
+        route: Route,
+        /// Who is behind the next hop, if others could be there instead: a refusal of the hop is to be held against it,
+        /// and another decision may find another one.
+        drawn: Option<Drawn>,
+    },
     Refuse(Refusal),
     /// The mesh is partial, and this has to be asked for first. Then decide again.
     Lookup(Key),
+}
+
+/// An endpoint of a service, drawn among all that fit, or one of several waypoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drawn {
+    pub uid: Arc<str>,
+    /// Where it takes the connection: an app's port, or the HBONE port of one that passes connections on.
+    pub port: u16,
+    /// It is a waypoint or a gateway: what it refuses may be the fault of those behind it.
+    pub passes_on: bool,
 }
 
 /// Decides about a connection of the pod `from`, wherever its packets say they come from.
@@ -77,7 +92,7 @@ pub fn decide(
         to: to.0,
     };
     match connection.route(rng) {
-        Ok(route) => Decision::Go(route),
+        Ok((route, drawn)) => Decision::Go { route, drawn },
         Err(Stop::Refuse(refusal)) => Decision::Refuse(refusal),
         Err(Stop::Lookup(key)) => Decision::Lookup(key),
     }
@@ -90,6 +105,8 @@ struct Connection<'a> {
     from: &'a Workload,
     to: SocketAddr,
 }
+
+type Found = (Route, Option<Drawn>);
 
 /// Why there is no route.
 enum Stop {
@@ -114,6 +131,16 @@ struct Chosen<'a> {
     asked: IpAddr,
 }
 
+impl Chosen<'_> {
+    fn drawn(&self, passes_on: bool) -> Drawn {
+        Drawn {
+            uid: Arc::clone(&self.workload.uid),
+            port: self.port,
+            passes_on,
+        }
+    }
+}
+
 enum Upstream<'a> {
     Chosen(Chosen<'a>),
     /// With the service that has no endpoint for it.
@@ -121,17 +148,21 @@ enum Upstream<'a> {
 }
 
 impl<'a> Connection<'a> {
-    fn route(&self, rng: &mut impl Rng) -> Result<Route, Stop> {
+    fn route(&self, rng: &mut impl Rng) -> Result<Found, Stop> {
         let addressed = self.addressed(rng);
         if let Addressed::Service(service) = addressed
             && let Some(waypoint) = sample_waypoint(service, rng)
         {
-            return self.through_waypoint_of(service, waypoint, rng);
+            let first = self.through_waypoint_of(service, waypoint, rng)?;
+            return Ok(self.or_another_waypoint_of(service, first, rng));
         }
         let to = OrigDst(self.to);
         match self.upstream(&self.from.network, to, Purpose::Destination, rng) {
             Upstream::Chosen(chosen) => self.to_workload(&chosen, addressed, rng),
-            Upstream::Nothing(service) => self.otherwise(addressed, service, rng),
+            Upstream::Nothing(service) => {
+                let route = self.otherwise(addressed, service, rng)?;
+                Ok((route, None))
+            }
         }
     }
 
@@ -241,14 +272,40 @@ impl<'a> Connection<'a> {
         service: &Service,
         reference: &GatewayAddress,
         rng: &mut impl Rng,
-    ) -> Result<Route, Stop> {
+    ) -> Result<Found, Stop> {
         let waypoint = self.waypoint(&service.key, "service", reference, rng)?;
         rng.step(via(Role::Waypoint, &waypoint));
         if waypoint.workload.network != self.from.network {
             return self.across_networks(&waypoint, Addressed::Service(service), rng);
         }
-        self.to_waypoint(&waypoint, Some(service))
-            .map_err(|why| self.no_waypoint(&service.key, "service", reference, why))
+        let (route, drawn) = self
+            .to_waypoint(&waypoint, Some(service))
+            .map_err(|why| self.no_waypoint(&service.key, "service", reference, why))?;
+        // It may be the only one at its address, but the address was drawn.
+        let is_one_of_many = !service.weighted_waypoints.is_empty();
+        let drawn = drawn.or_else(|| is_one_of_many.then(|| waypoint.drawn(true)));
+        Ok((route, drawn))
+    }
+
+    /// Draws again among weighted waypoints when the `first` is one to avoid.
+    fn or_another_waypoint_of(&self, service: &Service, first: Found, rng: &mut impl Rng) -> Found {
+        const DRAWS: usize = 8;
+        let avoided = |rng: &mut _, (_, drawn): &Found| {
+            let drawn = drawn.as_ref();
+            drawn.is_some_and(|drawn| Rng::avoids(rng, &drawn.uid, drawn.port))
+        };
+        if service.weighted_waypoints.is_empty() || !avoided(rng, &first) {
+            return first;
+        }
+        for _ in 0..DRAWS {
+            let another = sample_waypoint(service, rng)
+                .and_then(|reference| self.through_waypoint_of(service, reference, rng).ok())
+                .filter(|another| !avoided(rng, another));
+            if let Some(another) = another {
+                return another;
+            }
+        }
+        first
     }
 
     fn to_workload(
@@ -256,7 +313,7 @@ impl<'a> Connection<'a> {
         chosen: &Chosen<'_>,
         addressed: Addressed<'_>,
         rng: &mut impl Rng,
-    ) -> Result<Route, Stop> {
+    ) -> Result<Found, Stop> {
         let Chosen {
             workload,
             port,
@@ -313,7 +370,7 @@ impl<'a> Connection<'a> {
         far: &Chosen<'_>,
         addressed: Addressed<'_>,
         rng: &mut impl Rng,
-    ) -> Result<Route, Stop> {
+    ) -> Result<Found, Stop> {
         let (to, workload) = (self.to, far.workload);
         let (uid, network) = (&workload.uid, &workload.network);
         let client = &*self.from.network;
@@ -354,7 +411,11 @@ impl<'a> Connection<'a> {
             outer: expected(&gateway),
             inner,
         };
-        next(&gateway, hop).map_err(|why| nowhere(Unresolved::Missing(why)))
+        let (route, drawn) =
+            next(&gateway, hop).map_err(|why| nowhere(Unresolved::Missing(why)))?;
+        // The only one there is: then another endpoint may have another.
+        let drawn = drawn.or_else(|| far.service.map(|_| far.drawn(true)));
+        Ok((route, drawn))
     }
 
     fn waypoint(
@@ -383,7 +444,7 @@ impl<'a> Connection<'a> {
         &self,
         waypoint: &Chosen<'_>,
         service: Option<&Service>,
-    ) -> Result<Route, Unresolved> {
+    ) -> Result<Found, Unresolved> {
         let hop = Hop::Waypoint {
             port: waypoint.port,
             authority: self.to,
@@ -395,28 +456,31 @@ impl<'a> Connection<'a> {
 }
 
 /// The route with a workload as its next hop, or what that lacks.
-fn next(chosen: &Chosen<'_>, hop: Hop) -> Result<Route, String> {
+fn next(chosen: &Chosen<'_>, hop: Hop) -> Result<Found, String> {
     let Chosen {
         workload,
         service,
         asked,
         ..
     } = *chosen;
+    let passes_on = matches!(hop, Hop::Waypoint { .. } | Hop::Gateway { .. });
+    let drawn = service.map(|_| chosen.drawn(passes_on));
     if let Some(ip) = address(workload, service, asked) {
-        return Ok(hop.at(ip));
+        return Ok((hop.at(ip), drawn));
     }
     if workload.hostname.is_empty() {
         let uid = &workload.uid;
         return Err(format!("workload {uid} has no address that may be used"));
     }
-    Ok(Route::Named(NamedRoute {
+    let route = Route::Named(NamedRoute {
         hostname: Arc::clone(&workload.hostname),
         families: service
             .map(|service| service.ip_families)
             .unwrap_or_default(),
         prefer_v4: asked.is_ipv4(),
         hop,
-    }))
+    });
+    Ok((route, drawn))
 }
 
 /// The address of the workload to use: the one that was asked for, else one of the same family, else any.

@@ -11,6 +11,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::hash::BuildHasher;
+use core::ops::ControlFlow;
 
 use crate::name::ServiceName;
 use crate::service::{LoadBalancingMode, Scope, Service};
@@ -279,6 +280,17 @@ impl Group {
                 Self::Endpoints(endpoints) => return endpoints.pick(&mut at),
                 Self::Parts(parts) => group = &parts.pick(&mut at)?.group,
             }
+        }
+    }
+
+    /// Shows its endpoints to `look` until that breaks, in no order.
+    pub(crate) fn visit<'a>(
+        &'a self,
+        look: &mut impl FnMut(&'a Endpoint) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        match self {
+            Self::Endpoints(endpoints) => endpoints.iter().try_for_each(look),
+            Self::Parts(parts) => parts.iter().try_for_each(|part| part.group.visit(look)),
         }
     }
 

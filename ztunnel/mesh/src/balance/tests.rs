@@ -1,10 +1,11 @@
 //! The pick against a plain reading of the rules: look at every endpoint, keep the ones that fit best.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::cell::Cell;
 
 use super::*;
 use crate::fixture::{Lcg, upserts};
@@ -13,6 +14,35 @@ use crate::snapshot::Delta;
 
 const PORTS: [u16; 3] = [80, 81, 82];
 
+/// Random numbers of somebody who avoids these ports of these workloads.
+struct Wary<'a> {
+    random: &'a mut Lcg,
+    avoided: BTreeSet<(Arc<str>, u16)>,
+    /// How often that was asked.
+    asked: Cell<usize>,
+}
+
+impl<'a> Wary<'a> {
+    fn new(random: &'a mut Lcg, avoided: BTreeSet<(Arc<str>, u16)>) -> Self {
+        Self {
+            random,
+            avoided,
+            asked: Cell::new(0),
+        }
+    }
+}
+
+impl Rng for Wary<'_> {
+    fn next_u32(&mut self) -> u32 {
+        self.random.next_u32()
+    }
+
+    fn avoids(&self, uid: &str, port: u16) -> bool {
+        self.asked.set(self.asked.get() + 1);
+        self.avoided.contains(&(uid.into(), port))
+    }
+}
+
 /// Endpoints that may be picked, by weight, and the port to use.
 fn reference<'a>(
     mesh: &'a Mesh,
@@ -20,6 +50,7 @@ fn reference<'a>(
     port: u16,
     client: &Workload,
     purpose: Purpose,
+    avoided: &BTreeSet<(Arc<str>, u16)>,
 ) -> BTreeMap<&'a str, (u64, u16)> {
     let usable = mesh
         .endpoints(&service.key)
@@ -47,7 +78,13 @@ fn reference<'a>(
             (has_port && healthy && reachable && workload.capacity > 0)
                 .then_some((rank, endpoint, target))
         });
-    let usable: Vec<_> = usable.collect();
+    let mut usable: Vec<_> = usable.collect();
+    let fine = |(_, endpoint, port): &(usize, &Endpoint, u16)| {
+        !avoided.contains(&(Arc::clone(&endpoint.workload.uid), *port))
+    };
+    if usable.iter().any(fine) {
+        usable.retain(fine);
+    }
     let best = usable.iter().map(|(rank, ..)| *rank).max();
     let best = usable.iter().filter(|(rank, ..)| Some(*rank) == best);
     best.map(|(_, endpoint, target)| {
@@ -111,19 +148,28 @@ fn service(random: &mut Lcg) -> String {
     format!("svc a/s vip=10.0.0.2 ports={ports} {lb} {health}; ")
 }
 
-/// Draws until what is drawn no longer can be chance.
-fn check(mesh: &Mesh, random: &mut Lcg) {
+/// Draws until what is drawn no longer can be chance. With `wary`, a random half of the endpoints is to be avoided.
+fn check(mesh: &Mesh, random: &mut Lcg, wary: bool) {
     let service = Arc::clone(mesh.service(&ServiceName::new("a", "s")).unwrap());
     for client in mesh.workloads().filter(|w| *w.namespace == *"clients") {
         let purposes = [Purpose::Destination, Purpose::Waypoint];
         let all = PORTS.map(|port| purposes.map(|purpose| (port, purpose)));
         for (port, purpose) in all.into_iter().flatten() {
-            let expected = reference(mesh, &service, port, client, purpose);
+            let mut avoided = BTreeSet::new();
+            for endpoint in mesh.endpoints(&service.key) {
+                for port in [80, 81, 82, 8000, 8080, 8181] {
+                    if wary && random.next_u32().is_multiple_of(2) {
+                        avoided.insert((Arc::clone(&endpoint.workload.uid), port));
+                    }
+                }
+            }
+            let expected = reference(mesh, &service, port, client, purpose, &avoided);
+            let rng = &mut Wary::new(random, avoided);
             let total: u64 = expected.values().map(|(weight, _)| weight).sum();
             let mut drawn = BTreeMap::<&str, u64>::new();
             let draws = 40 * total.max(1);
             for _ in 0..draws {
-                let Some(picked) = pick(mesh, &service, port, client, purpose, random) else {
+                let Some(picked) = pick(mesh, &service, port, client, purpose, rng) else {
                     assert!(expected.is_empty(), "{expected:?} for {client:?}");
                     continue;
                 };
@@ -145,14 +191,24 @@ fn check(mesh: &Mesh, random: &mut Lcg) {
 
 #[test]
 fn picks_what_the_rules_say_whatever_came_and_went_before() {
+    // Sometimes more than fits into one leaf.
+    check_random_meshes(7, 90, false);
+}
+
+#[test]
+fn picks_what_fits_best_of_what_is_not_avoided_if_there_is_any() {
+    check_random_meshes(8, 60, true);
+}
+
+/// With up to so many endpoints.
+fn check_random_meshes(seed: u64, most: usize, wary: bool) {
     let clients = "pod clients/1 ip=10.1.0.1 locality=eu/z1/r1 node=n1 cluster=c1; \
                    pod clients/2 ip=10.1.0.2 network=far locality=us/z1/r1 node=n3 cluster=c2; \
                    pod clients/3 ip=10.1.0.3 network=elsewhere; ";
-    let mut random = Lcg(7);
+    let mut random = Lcg(seed);
     for _ in 0..60 {
         let mut mesh = crate::fixture::mesh(clients);
-        // Sometimes more than fits into one leaf.
-        let endpoints = 1 + random.next_u32() as usize % 90;
+        let endpoints = 1 + random.next_u32() as usize % most;
         for step in 0..endpoints {
             let mut text = endpoint(&mut random, step);
             // Others change, or move to another place.
@@ -165,6 +221,47 @@ fn picks_what_the_rules_say_whatever_came_and_went_before() {
                 removals: Vec::new(),
             });
         }
-        check(&mesh, &mut random);
+        check(&mesh, &mut random, wary);
+    }
+}
+
+/// Many endpoints near the client, all to be avoided, and as many farther away that are not.
+#[test]
+fn a_zone_to_be_avoided_is_left_by_failover_but_not_by_strict_and_in_few_steps() {
+    const MANY: usize = 500;
+    for (mode, farther) in [("failover", true), ("strict", false), ("", true)] {
+        let preferences = match mode {
+            "" => String::new(),
+            mode => format!("{mode}=network,region,zone"),
+        };
+        let mut text = format!(
+            "pod clients/1 ip=10.1.0.1 locality=eu/z1; svc a/s vip=10.0.0.2 ports=80 {preferences}; "
+        );
+        for number in 0..MANY {
+            let ip = format!("10.2.{}.{}", number / 250, number % 250);
+            text += &format!("pod near/{number} ip={ip} locality=eu/z1 of=a/s; ");
+            text += &format!("pod far/{number} ip={ip} locality=eu/z2 of=a/s; ");
+        }
+        let mesh = crate::fixture::mesh(&text);
+        let service = Arc::clone(mesh.service(&ServiceName::new("a", "s")).unwrap());
+        let client = mesh.workload(&crate::fixture::uid("clients/1")).unwrap();
+        let all = mesh.endpoints(&service.key).into_iter();
+        let near = all.filter(|endpoint| *endpoint.workload.namespace == *"near");
+        let avoided = near
+            .map(|near| (Arc::clone(&near.workload.uid), 80))
+            .collect();
+        let mut random = Lcg(9);
+        let rng = &mut Wary::new(&mut random, avoided);
+        let mut drawn = BTreeSet::new();
+        for _ in 0..MANY {
+            rng.asked.set(0);
+            let picked = pick(&mesh, &service, 80, client, Purpose::Destination, rng).unwrap();
+            let workload = &picked.endpoint.workload;
+            assert_eq!(*workload.namespace == *"far", farther, "{mode}");
+            assert!(rng.asked.get() <= 120, "{mode}: {}", rng.asked.get());
+            drawn.insert(Arc::clone(&workload.uid));
+        }
+        // Not all connections go to the same few.
+        assert!(drawn.len() > MANY / 4, "{mode}: {}", drawn.len());
     }
 }

@@ -38,7 +38,7 @@ fn decided_in(mesh: &Mesh, flow: &str, random: u32) -> String {
     let from = mesh.workload(&uid(client)).unwrap();
     let to = OrigDst(to.parse().unwrap());
     match decide(mesh, network, from, to, &mut Fixed(random)) {
-        Decision::Go(route) => printed(route),
+        Decision::Go { route, .. } => printed(route),
         Decision::Lookup(key) => format!("lookup {key}"),
         Decision::Refuse(refusal) => {
             assert!(!refusal.detail.is_empty());

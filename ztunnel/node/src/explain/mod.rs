@@ -123,7 +123,10 @@ impl Explainer {
             Some(workload) => {
                 let decision = decide(mesh, &self.network, workload, OrigDst(to), &mut told);
                 let destination = match &decision {
-                    Decision::Go(Route::Hbone(route)) => told
+                    Decision::Go {
+                        route: Route::Hbone(route),
+                        ..
+                    } => told
                         .destination
                         .as_deref()
                         .and_then(|uid| mesh.workload(uid))
@@ -242,13 +245,14 @@ fn not_own(pod: &KnownPod, app: AppAddr) -> Result<AppAddr, Refusal> {
 fn judged(pod: &KnownPod, decision: Decision) -> Verdict {
     match decision {
         // The connection would find itself.
-        Decision::Go(Route::Direct { to }) if pod.addresses.contains(&to.ip()) => {
-            refused(Refusal {
-                reason: Reason::Loop,
-                detail: format!("{to} is the pod itself: the connection would come back"),
-            })
-        }
-        Decision::Go(route) => Verdict::Go(Plan::of(route)),
+        Decision::Go {
+            route: Route::Direct { to },
+            ..
+        } if pod.addresses.contains(&to.ip()) => refused(Refusal {
+            reason: Reason::Loop,
+            detail: format!("{to} is the pod itself: the connection would come back"),
+        }),
+        Decision::Go { route, .. } => Verdict::Go(Plan::of(route)),
         Decision::Refuse(refusal) => refused(refusal),
         Decision::Lookup(key) => Verdict::LookUp {
             key: key.to_string(),

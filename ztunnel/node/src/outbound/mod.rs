@@ -1,9 +1,10 @@
 //! Connections that apps of a pod make: each gets one decision, and then a far end of its own.
 //!
 //! Invariants: the client is the pod of the listener, never the owner of a source address. What cannot be reached as
-//! decided is refused; there is no second choice that would go around a tunnel. Since the app's connect has been
-//! accepted by our listener before any of this is known, a refusal is a reset. What a partial mesh lacks is asked for;
-//! an answer that is late means a refusal, not plaintext.
+//! decided is refused; there is no second choice that would go around a tunnel. If an endpoint of many refuses, that is
+//! decided again (see `attempts`). Since the app's connect has been accepted by our listener before any of this is
+//! known, a refusal is a reset. What a partial mesh lacks is asked for; an answer that is late means a refusal, not
+//! plaintext.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,10 +17,10 @@ use tokio::time::{Instant, timeout};
 use tracing::debug;
 use ztunnel_hbone::{Authority, Connect, Traceparent};
 use ztunnel_mesh::addr::{self, ClientAddr, HboneAddr, OrigDst};
-use ztunnel_mesh::decide::{Decision, HboneRoute, NamedRoute, Route, decide};
+use ztunnel_mesh::decide::{Decision, Drawn, HboneRoute, NamedRoute, Route, decide};
 use ztunnel_mesh::name::Principal;
 use ztunnel_mesh::reason::Reason;
-use ztunnel_mesh::{Refusal, Rng, Workload};
+use ztunnel_mesh::{Refusal, Workload};
 use ztunnel_sys::socket::canonical;
 
 use crate::identity::IdentityError;
@@ -30,6 +31,12 @@ use crate::task::{Shutdown, TaskGroup};
 use crate::telemetry::{Direction, Record};
 use crate::tunnel::{Destination, OpenError, Pool, Stream, TunnelSettings};
 
+mod attempts;
+mod refusers;
+
+use attempts::{Attempts, Tried};
+use refusers::Refusers;
+
 /// How often one connection may ask. A decision needs four answers at most: about the address, on each network, and about
 /// a waypoint and a gateway, or one about each waypoint that may be drawn. More would be because things come and go faster
 /// than they can be followed.
@@ -39,6 +46,7 @@ const LOOKUPS: usize = 16;
 pub struct Outbound {
     pod: Rc<OwnPod>,
     pool: Pool,
+    refusers: Refusers,
     settings: Arc<TunnelSettings>,
 }
 
@@ -75,6 +83,14 @@ enum OutboundError {
         "{to} is on another network, reached through the gateway {gateway}, which is not supported yet"
     )]
     Gateway { gateway: HboneAddr, to: OrigDst },
+    #[error("no endpoint accepted: {tried}")]
+    NobodyAccepted { tried: Tried, reason: Reason },
+    #[error("after other endpoints refused ({before})")]
+    Retried {
+        before: Tried,
+        #[source]
+        last: Box<Self>,
+    },
     #[error("the app gave up")]
     AppGone(#[source] io::Error),
 }
@@ -96,6 +112,8 @@ impl OutboundError {
                 io::ErrorKind::TimedOut => Reason::DestinationTimeout,
                 _ => Reason::DestinationUnreachable,
             },
+            Self::NobodyAccepted { reason, .. } => *reason,
+            Self::Retried { last, .. } => last.reason(),
             Self::AppGone(_) => Reason::Reset,
         }
     }
@@ -121,6 +139,7 @@ impl Outbound {
         Self {
             pod,
             pool,
+            refusers: Refusers::default(),
             settings,
         }
     }
@@ -168,10 +187,44 @@ impl Outbound {
         }
         let workload = self.pod.workload().await?;
         record.src_identity = Some(workload.identity());
-        match self.route(&workload, dst).await? {
-            Route::Direct { to } => self.direct(to).await.map(Reached::Tcp),
+        let mut attempts = Attempts::new(&self.refusers, self.settings.connect_timeout);
+        loop {
+            let (route, drawn) = match self.route(&workload, dst, &attempts).await {
+                Ok(decided) => decided,
+                Err(err) => return Err(attempts.end(err)),
+            };
+            if attempts.wants_another(drawn.as_ref()) {
+                continue;
+            }
+            let attempt = attempts.begin(drawn)?;
+            match self
+                .follow(record, src, dst, &workload, route, attempt.within)
+                .await
+            {
+                Ok(reached) => {
+                    attempts.succeeded(&attempt);
+                    return Ok(reached);
+                }
+                Err(err) => attempts.failed(attempt, err)?,
+            }
+            record.hbone = None;
+        }
+    }
+
+    /// Goes a route to its end. To be connected to its next hop may take `within`, or as long as usual.
+    async fn follow(
+        &self,
+        record: &mut Record,
+        src: ClientAddr,
+        dst: OrigDst,
+        workload: &Workload,
+        route: Route,
+        within: Option<Duration>,
+    ) -> Result<Reached, OutboundError> {
+        match route {
+            Route::Direct { to } => self.direct(to, within).await.map(Reached::Tcp),
             Route::Hbone(route) => self
-                .tunnel(record, src, &workload, route)
+                .tunnel(record, src, workload, route, within)
                 .await
                 .map(Reached::Stream),
             Route::DoubleHbone(route) => Err(OutboundError::Gateway {
@@ -185,15 +238,26 @@ impl Outbound {
     }
 
     /// Decides, and asks for what that needs.
-    async fn route(&self, workload: &Workload, dst: OrigDst) -> Result<Route, OutboundError> {
+    async fn route(
+        &self,
+        workload: &Workload,
+        dst: OrigDst,
+        attempts: &Attempts<'_>,
+    ) -> Result<(Route, Option<Drawn>), OutboundError> {
         let deadline = Instant::now() + LOOKUP_WAIT;
         for _ in 0..=LOOKUPS {
             let decision = {
                 let mesh = self.pod.mesh.load();
-                decide(&mesh, &self.pod.network, workload, dst, &mut Random)
+                decide(
+                    &mesh,
+                    &self.pod.network,
+                    workload,
+                    dst,
+                    &mut attempts.chance(),
+                )
             };
             match decision {
-                Decision::Go(route) => return Ok(route),
+                Decision::Go { route, drawn } => return Ok((route, drawn)),
                 Decision::Refuse(refusal) => return Err(OutboundError::Refused(refusal)),
                 Decision::Lookup(key) => self.pod.mesh.look_up(key, deadline).await?,
             }
@@ -201,8 +265,13 @@ impl Outbound {
         Err(OutboundError::Lookups { to: dst })
     }
 
-    async fn direct(&self, to: SocketAddr) -> Result<ResetOnDrop, OutboundError> {
-        let after = self.settings.connect_timeout;
+    async fn direct(
+        &self,
+        to: SocketAddr,
+        within: Option<Duration>,
+    ) -> Result<ResetOnDrop, OutboundError> {
+        let usual = self.settings.connect_timeout;
+        let after = within.map_or(usual, |within| within.min(usual));
         let tcp = timeout(after, self.pod.net.connect(to))
             .await
             .map_err(|_| OutboundError::Timeout { to, after })?
@@ -222,6 +291,7 @@ impl Outbound {
         src: ClientAddr,
         workload: &Workload,
         route: HboneRoute,
+        within: Option<Duration>,
     ) -> Result<Stream, OutboundError> {
         let trace = Traceparent::new(rand::random(), rand::random());
         record.hbone = Some(route.peer);
@@ -243,7 +313,10 @@ impl Outbound {
             let net = self.pod.net.clone();
             async move { net.connect(route.peer.0).await }
         };
-        let opened = self.pool.open(&to, &request, connect).await?;
+        let opened = self
+            .pool
+            .open_within(within, &to, &request, connect)
+            .await?;
         record.dst_identity = opened.tunnel.peer.map(Principal::into_identity);
         record.tls_cipher = Some(opened.tunnel.tls.cipher);
         record.tls_key_exchange = Some(opened.tunnel.tls.key_exchange);
@@ -258,15 +331,6 @@ fn authority(asked: addr::Authority) -> Authority {
             host: host.into(),
             port,
         },
-    }
-}
-
-/// The thread's random numbers, for decisions.
-struct Random;
-
-impl Rng for Random {
-    fn next_u32(&mut self) -> u32 {
-        rand::random()
     }
 }
 

@@ -66,6 +66,30 @@ pub fn failure_reason(error: &io::Error) -> Reason {
     }
 }
 
+/// Whether the peer does not accept our own certificate. Whom else we ask makes no difference to that.
+#[must_use]
+pub fn is_rejection(error: &io::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+
+    let inner = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(
+        inner,
+        Some(rustls::Error::AlertReceived(
+            Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::CertificateRequired
+                | Alert::UnknownCA
+                | Alert::AccessDenied
+                | Alert::DecryptError
+        ))
+    )
+}
+
 /// Performs the client's half of a handshake.
 ///
 /// # Errors

@@ -22,7 +22,9 @@ pub use chain::ChainError;
 pub use context::Context;
 pub use credential::{Credential, PrivateKey};
 pub use crl_file::CrlFile;
-pub use handshake::{HandshakeError, Negotiated, accept, connect, failure_reason, negotiated};
+pub use handshake::{
+    HandshakeError, Negotiated, accept, connect, failure_reason, is_rejection, negotiated,
+};
 pub use live::RevocationWatch;
 pub use provider::Options;
 pub(crate) use provider::provider;

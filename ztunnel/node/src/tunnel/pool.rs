@@ -204,7 +204,25 @@ impl Pool {
     where
         F: Future<Output = io::Result<TcpStream>> + 'static,
     {
-        let (slot, origin) = self.slot(to, request, &connect).await?;
+        self.open_within(None, to, request, connect).await
+    }
+
+    /// The same, but there has to be a tunnel `within` a time: whoever asks has others to try.
+    ///
+    /// # Errors
+    /// When there is no tunnel, or the peer does not accept.
+    pub async fn open_within<F>(
+        &self,
+        within: Option<Duration>,
+        to: &Destination,
+        request: &Connect<'_>,
+        connect: impl Fn() -> F,
+    ) -> Result<Opened, OpenError>
+    where
+        F: Future<Output = io::Result<TcpStream>> + 'static,
+    {
+        let by = within.map(|within| Instant::now() + within);
+        let (slot, origin) = self.slot(by, to, request, &connect).await?;
         match self.connect_stream(to.peer, slot, request).await {
             // The peer is silent: it may have taken the CONNECT, but nothing was sent after it.
             Err(OpenError::Silent { peer, after }) => {
@@ -216,13 +234,14 @@ impl Pool {
             Err(OpenError::Broken { .. }) if origin == Origin::Reused => {}
             result => return result,
         }
-        let (slot, _) = self.slot(to, request, &connect).await?;
+        let (slot, _) = self.slot(by, to, request, &connect).await?;
         self.connect_stream(to.peer, slot, request).await
     }
 
     /// A place in a tunnel: of one that is there, of one that somebody is making, or of a new one.
     async fn slot<F>(
         &self,
+        by: Option<Instant>,
         to: &Destination,
         request: &Connect<'_>,
         connect: &impl Fn() -> F,
@@ -231,7 +250,8 @@ impl Pool {
         F: Future<Output = io::Result<TcpStream>> + 'static,
     {
         let key = Self::key(to, request);
-        let patience = Instant::now() + self.0.settings.patience;
+        let started = Instant::now();
+        let patience = started + self.0.settings.patience;
         loop {
             let mut dialing = match self.0.find(&key) {
                 Found::Slot(slot) => return Ok((slot, Origin::Reused)),
@@ -246,11 +266,16 @@ impl Pool {
                     Err(_) => None,
                 }
             };
-            let outcome = match self.0.dead(&key) {
-                None => outcome.await,
-                Some(dead) => timeout_at(patience, outcome)
+            let outcome = match (self.0.dead(&key), by) {
+                (None, None) => outcome.await,
+                (Some(dead), _) => timeout_at(by.map_or(patience, |by| by.min(patience)), outcome)
                     .await
                     .unwrap_or(Some(Err(dead))),
+                // Its task goes on: the next one who asks for this peer may find a tunnel.
+                (None, Some(by)) => timeout_at(by, outcome).await.unwrap_or_else(|_| {
+                    let (peer, after) = (to.peer, by.saturating_duration_since(started));
+                    Some(Err(Rc::new(DialError::Timeout { peer, after })))
+                }),
             };
             let cut = || Rc::new(DialError::Cut { peer: to.peer });
             let outcome = outcome.ok_or_else(cut).and_then(|outcome| outcome);

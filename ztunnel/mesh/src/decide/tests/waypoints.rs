@@ -350,3 +350,93 @@ fn in_a_partial_mesh_a_waypoint_is_asked_for_when_it_is_needed() {
         }
     }
 }
+
+/// Avoids these, always draws the same.
+struct Wary(Vec<(&'static str, u16)>, crate::fixture::Lcg);
+
+impl Rng for Wary {
+    fn next_u32(&mut self) -> u32 {
+        self.1.next_u32()
+    }
+
+    fn avoids(&self, uid: &str, port: u16) -> bool {
+        let is_it = |(name, at): &(&str, u16)| *self::uid(name) == *uid && *at == port;
+        self.0.iter().any(is_it)
+    }
+}
+
+/// Where the connection goes, and what is said of who was drawn.
+fn drawn(text: &str, flow: &str, avoided: &[(&'static str, u16)]) -> Option<(String, Drawn)> {
+    let mesh = mesh(text);
+    let (client, to) = flow.split_once(" -> ").unwrap();
+    let from = mesh.workload(&uid(client)).unwrap();
+    let rng = &mut Wary(avoided.to_vec(), crate::fixture::Lcg(1));
+    let to = OrigDst(to.parse().unwrap());
+    match decide(&mesh, "", from, to, rng) {
+        Decision::Go { route, drawn } => drawn.map(|drawn| (printed(route), drawn)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn it_is_said_who_was_drawn_and_whether_it_takes_the_connection_itself() {
+    let (_, endpoint) = drawn(&service(""), TO_SERVICE, &[]).unwrap();
+    let (pod, port) = (uid("shop/db"), 8080);
+    let expected = Drawn {
+        uid: pod,
+        port,
+        passes_on: false,
+    };
+    assert_eq!(endpoint, expected);
+    let waypoint = Drawn {
+        uid: uid("infra/wp"),
+        port: 15008,
+        passes_on: true,
+    };
+    for (text, flow) in [
+        (service("waypoint=infra/wp"), TO_SERVICE),
+        (workload("infra/wp"), TO_POD),
+    ] {
+        assert_eq!(drawn(&text, flow, &[]).unwrap().1, waypoint);
+    }
+    // There are no others.
+    for (text, flow) in [
+        (service(""), TO_POD),
+        (service("waypoint=10.1.0.9"), TO_SERVICE),
+        (service("passthrough"), TO_SERVICE),
+        (service(""), "shop/web -> 192.0.2.1:80"),
+    ] {
+        assert_eq!(drawn(&text, flow, &[]), None, "{text}");
+    }
+}
+
+#[test]
+fn an_endpoint_to_be_avoided_is_better_than_none() {
+    let two = service("") + "pod shop/db2 ip=10.1.0.3 of=shop/db; ";
+    for _ in 0..8 {
+        let (route, _) = drawn(&two, TO_SERVICE, &[("shop/db", 8080)]).unwrap();
+        assert!(route.starts_with("hbone 10.1.0.3:15008 for 10.1.0.3:8080"));
+    }
+    let (route, _) = drawn(&service(""), TO_SERVICE, &[("shop/db", 8080)]).unwrap();
+    assert!(route.starts_with("hbone 10.1.0.2:15008 for 10.1.0.2:8080"));
+}
+
+#[test]
+fn of_weighted_waypoints_one_that_is_not_avoided_is_drawn_if_it_may_be() {
+    let text = |weights: &str| {
+        shop(&format!(
+            "pod infra/other ip=10.1.0.8; svc shop/db vip=10.0.0.2 ports=80:8080 {weights}; "
+        ))
+    };
+    let avoided = [("infra/wp", 15008)];
+    let (route, _) = drawn(
+        &text("weighted=infra/wp*1,10.1.0.8*1"),
+        TO_SERVICE,
+        &avoided,
+    )
+    .unwrap();
+    assert!(route.starts_with("hbone 10.1.0.8:15008"), "{route}");
+    let only = text("weighted=infra/wp*1,10.1.0.8*0");
+    let (route, _) = drawn(&only, TO_SERVICE, &avoided).unwrap();
+    assert!(route.starts_with("hbone 10.1.0.9:15008"), "{route}");
+}
