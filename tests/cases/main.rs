@@ -8,6 +8,7 @@ mod demo;
 mod enrollment;
 mod hostile;
 mod identity;
+mod inbound;
 mod lifecycle;
 mod live_policy;
 mod local_api;

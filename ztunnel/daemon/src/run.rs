@@ -122,6 +122,7 @@ async fn run(config: Config) -> Result<(), StartError> {
         mesh: reader,
         identities,
         tunnel: Arc::new(config.tunnel),
+        inbound: config.inbound,
     };
     let workers =
         Workers::start(config.worker_threads.get(), &context).map_err(StartError::Workers)?;

@@ -158,13 +158,36 @@ impl Mesh {
     ) -> Option<&Arc<Service>> {
         let exact = self.services_with(network, ip);
         best(exact.map(|service| (service, 0)), namespace).or_else(|| {
-            let around = self.range_lengths.around(network, ip).flat_map(|net| {
-                let services = self.services_by_range.all(self.hash(&(network, net)));
-                let services = services.filter(move |service| has_vip(service, network, net));
-                services.map(move |service| (service, net.prefix_len()))
-            });
+            let around = self.services_around(network, ip);
             best(around, namespace)
         })
+    }
+
+    /// The services with a range around this address, and how long its prefix is.
+    fn services_around(
+        &self,
+        network: &str,
+        ip: IpAddr,
+    ) -> impl Iterator<Item = (&Arc<Service>, u8)> {
+        let around = self.range_lengths.around(network, ip);
+        around.flat_map(move |net| {
+            let services = self.services_by_range.all(self.hash(&(network, net)));
+            let services = services.filter(move |service| has_vip(service, network, net));
+            services.map(move |service| (service, net.prefix_len()))
+        })
+    }
+
+    /// All services that somebody may mean by an address: those with a range around it only where none has exactly
+    /// this one.
+    pub(crate) fn services_at(
+        &self,
+        network: &str,
+        ip: IpAddr,
+    ) -> impl Iterator<Item = &Arc<Service>> {
+        let exact = self.services_with(network, ip).next().is_some();
+        let ranges = (!exact).then(|| self.services_around(network, ip));
+        self.services_with(network, ip)
+            .chain(ranges.into_iter().flatten().map(|(service, _)| service))
     }
 
     /// The services with exactly this address.

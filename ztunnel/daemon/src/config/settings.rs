@@ -113,6 +113,14 @@ settings! {
     POOL_UNUSED_RELEASE_TIMEOUT = Value("5m"),
         "a duration, such as 30s or 5m", "how long a tunnel without streams is kept";
 }
+"Connections to apps" {
+    ENABLE_ORIG_SRC = Unset,
+        "true or false", "whether apps see the address of their clients; unset: where that is possible, true: or the connection fails, false: apps see the pod's own";
+    LOCALHOST_APP_TUNNEL = Value("true"),
+        "true or false", "connect to apps that take a PROXY header (waypoints on this node) on loopback, not on the pod's address";
+    ENABLE_RESPONSE_BAGGAGE = Value("true"),
+        "true or false", "tell clients about the workload that they have reached";
+}
 "Process" {
     ZTUNNEL_WORKER_THREADS = Derived("ProxyConfig `concurrency`, else the CPU limit, else a quarter of the CPUs and at least 2"),
         "a number up to 4096 (0: all CPUs), or 1% to 100% of the CPUs", "threads that carry traffic";
@@ -154,8 +162,6 @@ settings! {
         "shared (dedicated does not exist here)", "one daemon for the pods of a node";
     ENABLE_PROXY = Value("true"),
         "true (a daemon that does not carry traffic does not exist here)", "carry traffic";
-    ENABLE_ORIG_SRC = Value("true"),
-        "true (applications always see the client's address)", "keep the source address of clients";
     UNSTABLE_ENABLE_SOCKS5 = Value("false"),
         "false (there is no SOCKS5 listener)", "listen for SOCKS5";
     FAKE_CA = Value("false"),
@@ -189,14 +195,6 @@ const IGNORED: &[(&str, &str)] = &[
         "capture follows the address families of each pod",
     ),
     ("CLUSTER_DOMAIN", "there is no DNS proxy yet"),
-    (
-        "LOCALHOST_APP_TUNNEL",
-        "nothing is handed to waypoints on this node yet",
-    ),
-    (
-        "ENABLE_RESPONSE_BAGGAGE",
-        "there is no telemetry of peers yet",
-    ),
     (
         "AUTHZ_POLICY_INFO_LOGGING",
         "every refused connection is logged",

@@ -19,7 +19,7 @@ use ztunnel_mesh::name::{PodName, PodUid};
 
 use crate::capture::ListenerSet;
 use crate::identity::Identities;
-use crate::inbound::Inbound;
+use crate::inbound::{Inbound, InboundSettings, Offer};
 use crate::outbound::Outbound;
 use crate::own_pod::OwnPod;
 use crate::pod::Listeners;
@@ -38,6 +38,7 @@ pub struct NodeContext {
     pub mesh: MeshReader,
     pub identities: Identities,
     pub tunnel: Arc<TunnelSettings>,
+    pub inbound: InboundSettings,
 }
 
 /// A pod to serve.
@@ -248,6 +249,8 @@ impl ServedPod {
         let outbound = Rc::new(outbound);
         let inbound = Rc::new(Inbound::new(
             Rc::clone(&own),
+            Offer::Apps,
+            context.inbound,
             settings.clone(),
             tasks.clone(),
             shutdown.clone(),
