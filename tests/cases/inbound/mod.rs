@@ -2,6 +2,7 @@
 //! asks for something else is told.
 
 mod app_tunnel;
+mod daemon_pod;
 mod sandwich;
 mod target;
 

@@ -92,6 +92,8 @@ settings! {
         "a name of letters, digits, - and .", "the pod of the daemon";
     POD_NAMESPACE = Unset,
         "a name of letters, digits, - and .", "the namespace of the daemon";
+    SERVICE_ACCOUNT = Unset,
+        "a name of letters, digits, - and .", "the service account of the daemon; with the two above the daemon listens on port 15008 itself, for clients in the mesh that read its port 15020";
     INSTANCE_IP = Value("1.1.1.1"),
         "an IP address, or several separated by commas", "the addresses of the daemon";
     ISTIO_META_ = Unset,
@@ -187,8 +189,8 @@ const IGNORED: &[(&str, &str)] = &[
     ("INPOD_UDS", "pods come through the API socket"),
     ("PROXY_WORKLOAD_INFO", "belongs to PROXY_MODE=dedicated"),
     (
-        "SERVICE_ACCOUNT, TRUST_DOMAIN",
-        "the daemon has no identity of its own yet",
+        "TRUST_DOMAIN",
+        "the daemon's own comes from the control plane, like that of every workload",
     ),
     (
         "IPV6_ENABLED",

@@ -327,6 +327,28 @@ fn apps_see_whom_the_settings_say() {
 }
 
 #[test]
+fn the_daemon_has_a_pod_of_its_own_when_all_of_its_name_is_known() {
+    let all = [
+        "POD_NAME=ztunnel-x",
+        "POD_NAMESPACE=mesh",
+        "SERVICE_ACCOUNT=zt",
+    ];
+    let pod = good(&all).node.own_pod.unwrap();
+    assert_eq!(
+        (pod.to_string().as_str(), &*pod.service_account),
+        ("mesh/ztunnel-x", "zt")
+    );
+    for missing in 0..all.len() {
+        let some: Vec<_> = (0..all.len())
+            .filter(|at| *at != missing)
+            .map(|at| all[at])
+            .collect();
+        assert_eq!(good(&some).node.own_pod, None, "{some:?}");
+    }
+    assert!(complaint(&["SERVICE_ACCOUNT=a/b"]).contains("SERVICE_ACCOUNT"));
+}
+
+#[test]
 fn what_cannot_be_honored_stops_the_start() {
     for change in [
         "PROXY_MODE=dedicated",
