@@ -9,6 +9,7 @@ mod enrollment;
 mod explain;
 mod hostile;
 mod identity;
+mod inbound;
 mod lifecycle;
 mod live_policy;
 mod local_api;

@@ -28,6 +28,12 @@ const TRAPS: &str = "
   - {name: own-trap, namespace: shop, addresses: [10.96.0.67], ports: {1: 15001, 6: 15006, 8: 15008}, workloads: [client]}
 ";
 
+/// The daemons themselves, so that they have an identity on their own tunnel ports.
+const PROXIES: &str = "
+  - {name: ztunnel-node1, namespace: istio-system, node: node1, service_account: ztunnel, addresses: [172.18.0.1], pod: false}
+  - {name: ztunnel-node2, namespace: istio-system, node: node2, service_account: ztunnel, addresses: [172.18.0.2], pod: false}
+services:";
+
 /// Makes a call and says what came of it; nothing when it was refused in some way, the answer when there was one.
 fn call(from: &Place, to: SocketAddr) -> Option<Vec<u8>> {
     let mut connection = from.connect(to, PATIENCE).ok()?;
@@ -89,7 +95,8 @@ fn loopback() -> [IpAddr; 2] {
 
 /// Client and server enrolled, near not.
 fn lab() -> Lab {
-    let lab = Lab::from_yaml(&format!("{}{TRAPS}", MESH.trim_end())).unwrap();
+    let mesh = MESH.replacen("\nservices:", PROXIES, 1);
+    let lab = Lab::from_yaml(&format!("{}{TRAPS}", mesh.trim_end())).unwrap();
     lab.start_daemons().unwrap();
     lab.enroll(&["shop/client", "shop/far"]).unwrap();
     lab

@@ -53,8 +53,9 @@ pub use error::{Doing, LabError, Result};
 pub use fingerprint::Fingerprint;
 pub use lab::Lab;
 pub use mesh_file::{
-    BalancingMode, Cidr, Gateway, Health, IpFamilies, LoadBalancing, Match, MeshFile, Policy,
-    PolicyAction, PolicyScope, Protocol, Scope, Service, WeightedGateway, Workload,
+    ApplicationProtocol, ApplicationTunnel, BalancingMode, Cidr, Gateway, Health, IpFamilies,
+    LoadBalancing, Match, MeshFile, Policy, PolicyAction, PolicyScope, Protocol, Scope, Service,
+    WeightedGateway, Workload,
 };
 pub use net::{CONTROL_PLANE_V4, CONTROL_PLANE_V6, Namespace, OUTSIDE_HOST_V4, OUTSIDE_HOST_V6};
 pub use nginx::Nginx;

@@ -75,6 +75,9 @@ pub struct Workload {
     /// Waypoint for traffic addressed to the workload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waypoint: Option<Gateway>,
+    /// How the last hop into it differs from a plain connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub application_tunnel: Option<ApplicationTunnel>,
     /// Keys (`namespace/name`) of the policies with a selector that match it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub authorization_policies: Vec<String>,
@@ -141,6 +144,18 @@ pub struct Gateway {
     /// Its HBONE port.
     #[serde(default = "default_hbone_port")]
     pub port: u16,
+}
+
+/// How the last hop into a workload differs from a plain connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplicationTunnel {
+    /// What goes before the client's bytes.
+    #[serde(default)]
+    pub protocol: ApplicationProtocol,
+    /// The port that takes all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
 }
 
 /// A waypoint among others.
@@ -245,6 +260,10 @@ macro_rules! wire_enum {
 wire_enum!(
     /// How a workload is reached.
     Protocol { None, Hbone }
+);
+wire_enum!(
+    /// What goes before the bytes of a client.
+    ApplicationProtocol { None, Proxy }
 );
 wire_enum!(
     /// Whether a workload may be chosen as an endpoint.

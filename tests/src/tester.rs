@@ -40,11 +40,13 @@ pub enum Service {
     Peer,
     /// Takes and sends patterns of lengths the client chooses, both at once, and gives its verdict.
     Duplex,
+    /// Says what stands in the PROXY header that has to come first, then echoes.
+    Proxied,
 }
 
 impl Service {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Echo,
         Self::Banner,
         Self::Sink,
@@ -54,6 +56,7 @@ impl Service {
         Self::Reset,
         Self::Peer,
         Self::Duplex,
+        Self::Proxied,
     ];
 
     /// Its port.

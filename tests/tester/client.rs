@@ -12,8 +12,9 @@ use lab::tester::{Outcome, Report, Service};
 
 use crate::connect::{Options, outcome};
 use crate::pattern::{Mismatch, Pattern};
+use crate::proxy_header;
 use crate::read::read;
-use crate::server::{BANNER, DOWN_SEED, SOURCE_BYTES, UP_SEED};
+use crate::server::{BANNER, DOWN_SEED, SOURCE_BYTES, UP_SEED, canonical};
 
 /// What is known so far, and how it ended.
 type Checked = Result<(), Failure>;
@@ -173,6 +174,17 @@ fn single(to: SocketAddr, options: &Options, report: &mut Report) -> Checked {
                 })?);
         }
         Service::Duplex => duplex(&mut stream, options, report)?,
+        Service::Proxied => {
+            send(&mut stream, proxy_header::SAMPLE, report)?;
+            let said = format!(
+                "{} at {}\n",
+                proxy_header::SAMPLE_SAYS,
+                canonical(stream.local_addr()?)
+            );
+            expect(&mut stream, said.as_bytes(), report)?;
+            exchange(&mut stream, &options.text, report)?;
+            end_both(&mut stream)?;
+        }
     }
     report.good = 1;
     Ok(())

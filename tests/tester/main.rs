@@ -8,6 +8,7 @@ mod client;
 mod connect;
 mod forward;
 mod pattern;
+mod proxy_header;
 mod read;
 mod server;
 

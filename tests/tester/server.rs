@@ -12,6 +12,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::connect::outcome;
 use crate::pattern::Pattern;
+use crate::proxy_header;
 use crate::read::read;
 
 /// What a server says that speaks first.
@@ -135,6 +136,12 @@ fn attend(
         }
         Service::Peer => writeln!(stream, "{peer}"),
         Service::Duplex => duplex(stream, received),
+        Service::Proxied => {
+            let header = proxy_header::read(stream)?;
+            // Before a byte of the client, so that it is seen where the client's begin.
+            writeln!(stream, "{header} at {peer}")?;
+            echo(stream, received)
+        }
     }
 }
 
@@ -167,6 +174,6 @@ fn duplex(stream: &mut TcpStream, received: &mut u64) -> io::Result<()> {
 }
 
 /// IPv4 clients of a socket for both families are shown as IPv4.
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -9,8 +9,8 @@ use prost::Message;
 use ztunnel_proto::istio::{security, workload};
 
 use crate::mesh_file::{
-    BalancingMode, Cidr, Gateway, Health, IpFamilies, Match, MeshFile, Policy, PolicyAction,
-    PolicyScope, Protocol, Scope, Service, Workload,
+    ApplicationProtocol, ApplicationTunnel, BalancingMode, Cidr, Gateway, Health, IpFamilies,
+    Match, MeshFile, Policy, PolicyAction, PolicyScope, Protocol, Scope, Service, Workload,
 };
 
 /// One resource: its message, and the same as bytes.
@@ -109,6 +109,7 @@ fn workload_message(mesh: &MeshFile, from: &Workload, protocol: Protocol) -> wor
         service_account: from.service_account.clone(),
         waypoint: from.waypoint.as_ref().map(|to| gateway(mesh, to)),
         node: from.node.clone(),
+        application_tunnel: from.application_tunnel.map(application_tunnel),
         canonical_name: from.name.clone(),
         canonical_revision: "latest".to_owned(),
         workload_type: workload::WorkloadType::Pod.into(),
@@ -123,6 +124,18 @@ fn workload_message(mesh: &MeshFile, from: &Workload, protocol: Protocol) -> wor
         services: memberships(mesh, from),
         capacity: from.capacity,
         ..workload::Workload::default()
+    }
+}
+
+fn application_tunnel(from: ApplicationTunnel) -> workload::ApplicationTunnel {
+    use workload::application_tunnel::Protocol;
+    workload::ApplicationTunnel {
+        protocol: match from.protocol {
+            ApplicationProtocol::None => Protocol::None,
+            ApplicationProtocol::Proxy => Protocol::Proxy,
+        }
+        .into(),
+        port: from.port.unwrap_or_default().into(),
     }
 }
 

@@ -14,7 +14,7 @@ use ztunnel_node::discovery::{self, DiscoveryConfig};
 use ztunnel_node::enroll::{self, ApiListener, Enroller};
 use ztunnel_node::explain::Explainer;
 use ztunnel_node::identity::{CaConfig, Identities};
-use ztunnel_node::pod::{NodeContext, Workers};
+use ztunnel_node::pod::{DaemonPod, NodeContext, Workers};
 use ztunnel_node::state::mesh_channel;
 use ztunnel_node::task::{Pace, Shutdown, TaskGroup};
 use ztunnel_node::telemetry::chain;
@@ -83,6 +83,14 @@ async fn run(config: Config) -> Result<(), StartError> {
     let claim = NodeClaim::take(&config.paths.bpf_dir)?;
     let api = ApiListener::bind(&config.paths.api_socket)?;
     let probes = HttpListener::bind("readiness probes", READINESS_PORT)?;
+    let daemon_pod = config.node.own_pod.clone();
+    let daemon_pod = daemon_pod.map(|pod| DaemonPod::open(pod, config.liveness));
+    let daemon_pod = daemon_pod
+        .transpose()
+        .map_err(|source| StartError::System {
+            what: "listen on port 15008 for those who read metrics",
+            source,
+        })?;
     let own: OwnCgroup = cgroup::enter_own()?;
     let mut ends = Ends::new()?;
     let (shutdown, tasks) = (Shutdown::default(), TaskGroup::default());
@@ -123,9 +131,13 @@ async fn run(config: Config) -> Result<(), StartError> {
         mesh: reader,
         identities,
         tunnel: Arc::new(config.tunnel),
+        inbound: config.inbound,
     };
     let workers =
         Workers::start(config.worker_threads.get(), &context).map_err(StartError::Workers)?;
+    if let Some(pod) = daemon_pod {
+        workers.start_daemon_pod(pod).await;
+    }
     let node = NodeCapture::start(&claim, &own)?;
     let enroller = Enroller::start(
         node,

@@ -5,12 +5,13 @@
 //! and whatever is kept of it has a bound.
 //!
 //! Absent for now: frames and flow control (the `h2` crate does them), the header of an inner tunnel
-//! (`x-forwarded-network`), the PROXY protocol.
+//! (`x-forwarded-network`).
 
 mod authority;
 mod baggage;
 mod connect;
 mod error_code;
+mod proxy_header;
 mod response;
 mod trace;
 
@@ -18,5 +19,6 @@ pub use authority::{Authority, BadAuthority};
 pub use baggage::Baggage;
 pub use connect::{Asked, BadConnect, Connect};
 pub use error_code::{ErrorCode, Received};
+pub use proxy_header::{IdentityTooLong, ProxyHeader};
 pub use response::{Answer, Refusal};
 pub use trace::Traceparent;

@@ -22,13 +22,15 @@ impl Answer {
         }
     }
 
-    /// The answer that opens a stream, with what this side tells about its workload.
+    /// The answer that opens a stream, with what this side tells about its workload, if it does.
     #[must_use]
-    pub fn open(baggage: &Baggage<'_>) -> Response<()> {
+    pub fn open(baggage: Option<&Baggage<'_>>) -> Response<()> {
         let mut response = Response::new(());
-        response
-            .headers_mut()
-            .insert(baggage::HEADER, baggage.header());
+        if let Some(baggage) = baggage {
+            response
+                .headers_mut()
+                .insert(baggage::HEADER, baggage.header());
+        }
         response
     }
 }
@@ -81,12 +83,15 @@ mod tests {
 
     #[test]
     fn open_says_who_answers() {
-        let response = Answer::open(&Baggage {
+        let response = Answer::open(Some(&Baggage {
             namespace: "shop",
             ..Baggage::default()
-        });
+        }));
         assert_eq!(Answer::classify(&response), Answer::Open);
         assert_eq!(response.headers()["baggage"], "k8s.namespace.name=shop");
+        let silent = Answer::open(None);
+        assert_eq!(Answer::classify(&silent), Answer::Open);
+        assert!(silent.headers().is_empty());
     }
 
     #[test]

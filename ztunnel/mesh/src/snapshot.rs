@@ -194,6 +194,19 @@ impl Mesh {
         })
     }
 
+    /// All services that somebody may mean by an address: those with a range around it only where none has exactly
+    /// this one.
+    pub(crate) fn services_at(
+        &self,
+        network: &str,
+        ip: IpAddr,
+    ) -> impl Iterator<Item = &Arc<Service>> {
+        let exact = self.services_with(network, ip).next().is_some();
+        let ranges = (!exact).then(|| self.services_around(network, ip));
+        self.services_with(network, ip)
+            .chain(ranges.into_iter().flatten().map(|(service, _)| service))
+    }
+
     /// The services with exactly this address.
     fn services_with(&self, network: &str, ip: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
         let services = self.services_by_vip.all(self.hash(&(network, ip)));

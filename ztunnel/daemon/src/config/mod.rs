@@ -8,6 +8,7 @@
 //! start. All wrong settings are reported at once. Tokens and headers are never shown.
 
 mod endpoint;
+mod inbound;
 mod node;
 mod process;
 mod proxy_config;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use ztunnel_node::control_plane::Endpoint;
 use ztunnel_node::discovery::Subscription;
+use ztunnel_node::inbound::InboundSettings;
 use ztunnel_node::tls;
 use ztunnel_node::tunnel::TunnelSettings;
 use ztunnel_sys::socket::Liveness;
@@ -54,6 +56,7 @@ pub(crate) struct Config {
     /// A file of revocation lists.
     pub(crate) crl_path: Option<PathBuf>,
     pub(crate) tunnel: TunnelSettings,
+    pub(crate) inbound: InboundSettings,
     /// TCP keepalive and user timeout, each where it is turned on.
     pub(crate) liveness: Liveness,
     /// Threads that carry traffic.
@@ -107,6 +110,7 @@ impl Config {
         });
         let tunnel = tunnel::read(reader);
         let tcp = tunnel::tcp(reader);
+        let inbound = inbound::read(reader);
         let worker_threads = process::worker_threads(reader, proxy.concurrency, cpus);
         let drain_deadline = process::drain_deadline(reader);
         let log = process::log(reader);
@@ -120,6 +124,7 @@ impl Config {
             tls: tls?,
             crl_path: crl_path?,
             tunnel: tunnel?,
+            inbound: inbound?,
             liveness: tcp?,
             worker_threads: worker_threads?,
             drain_deadline: drain_deadline?,
@@ -151,7 +156,6 @@ fn refuse_what_is_not_there_yet(reader: &mut Reader<'_>) {
     use settings::*;
     reader.only(&PROXY_MODE, &["shared"]);
     reader.only(&ENABLE_PROXY, &["true"]);
-    reader.only(&ENABLE_ORIG_SRC, &["true"]);
     reader.only(&UNSTABLE_ENABLE_SOCKS5, &["false"]);
     reader.only(&FAKE_CA, &["false"]);
     reader.only(&LOCAL_XDS, &[""]);

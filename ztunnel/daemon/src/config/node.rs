@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 use ztunnel_node::discovery::NodeDescription;
+use ztunnel_node::pod::PodName;
 
 use super::settings;
 use super::source::Reader;
@@ -15,6 +16,8 @@ pub(crate) struct Node {
     /// The node of Kubernetes. Workloads of this node are ours.
     pub(crate) name: String,
     pub(crate) network: String,
+    /// The daemon's own pod, when all of its name is known.
+    pub(crate) own_pod: Option<PodName>,
     /// The same for discovery.
     pub(crate) description: NodeDescription,
 }
@@ -27,6 +30,7 @@ pub(super) fn read(
     let network = reader.optional(&settings::NETWORK, value::name);
     let pod = reader.optional(&settings::POD_NAME, value::name);
     let namespace = reader.optional(&settings::POD_NAMESPACE, value::name);
+    let account = reader.optional(&settings::SERVICE_ACCOUNT, value::name);
     let ips = reader.value(&settings::INSTANCE_IP, addresses);
     let metajson = metajson(reader);
 
@@ -41,11 +45,20 @@ pub(super) fn read(
     for (key, value) in metajson? {
         metadata.insert(key.to_owned(), value);
     }
-    let name = name?;
+    let (name, pod, namespace) = (name?, pod?, namespace?);
+    let own_pod = match (&pod, &namespace, account?) {
+        (Some(pod), Some(namespace), Some(account)) => Some(PodName {
+            namespace: namespace.as_str().into(),
+            name: pod.as_str().into(),
+            service_account: account.into(),
+        }),
+        _ => None,
+    };
     Some(Node {
+        own_pod,
         description: NodeDescription {
-            pod_name: pod?.unwrap_or_default(),
-            namespace: namespace?.unwrap_or_default(),
+            pod_name: pod.unwrap_or_default(),
+            namespace: namespace.unwrap_or_default(),
             node_name: name.clone(),
             instance_ips: ips?,
             metadata,

@@ -92,6 +92,8 @@ settings! {
         "a name of letters, digits, - and .", "the pod of the daemon";
     POD_NAMESPACE = Unset,
         "a name of letters, digits, - and .", "the namespace of the daemon";
+    SERVICE_ACCOUNT = Unset,
+        "a name of letters, digits, - and .", "the service account of the daemon; with the two above the daemon listens on port 15008 itself, for clients in the mesh that read its port 15020";
     INSTANCE_IP = Value("1.1.1.1"),
         "an IP address, or several separated by commas", "the addresses of the daemon";
     ISTIO_META_ = Unset,
@@ -112,6 +114,14 @@ settings! {
         "streams, 1 to 65535", "how many connections share a tunnel before another one is opened";
     POOL_UNUSED_RELEASE_TIMEOUT = Value("5m"),
         "a duration, such as 30s or 5m", "how long a tunnel without streams is kept";
+}
+"Connections to apps" {
+    ENABLE_ORIG_SRC = Unset,
+        "true or false", "whether apps see the address of their clients; unset: where that is possible, true: or the connection fails, false: apps see the pod's own";
+    LOCALHOST_APP_TUNNEL = Value("true"),
+        "true or false", "connect to apps that take a PROXY header (waypoints on this node) on loopback, not on the pod's address";
+    ENABLE_RESPONSE_BAGGAGE = Value("true"),
+        "true or false", "tell clients about the workload that they have reached";
 }
 "Process" {
     ZTUNNEL_WORKER_THREADS = Derived("ProxyConfig `concurrency`, else the CPU limit, else a quarter of the CPUs and at least 2"),
@@ -154,8 +164,6 @@ settings! {
         "shared (dedicated does not exist here)", "one daemon for the pods of a node";
     ENABLE_PROXY = Value("true"),
         "true (a daemon that does not carry traffic does not exist here)", "carry traffic";
-    ENABLE_ORIG_SRC = Value("true"),
-        "true (applications always see the client's address)", "keep the source address of clients";
     UNSTABLE_ENABLE_SOCKS5 = Value("false"),
         "false (there is no SOCKS5 listener)", "listen for SOCKS5";
     FAKE_CA = Value("false"),
@@ -181,22 +189,14 @@ const IGNORED: &[(&str, &str)] = &[
     ("INPOD_UDS", "pods come through the API socket"),
     ("PROXY_WORKLOAD_INFO", "belongs to PROXY_MODE=dedicated"),
     (
-        "SERVICE_ACCOUNT, TRUST_DOMAIN",
-        "the daemon has no identity of its own yet",
+        "TRUST_DOMAIN",
+        "the daemon's own comes from the control plane, like that of every workload",
     ),
     (
         "IPV6_ENABLED",
         "capture follows the address families of each pod",
     ),
     ("CLUSTER_DOMAIN", "there is no DNS proxy yet"),
-    (
-        "LOCALHOST_APP_TUNNEL",
-        "nothing is handed to waypoints on this node yet",
-    ),
-    (
-        "ENABLE_RESPONSE_BAGGAGE",
-        "there is no telemetry of peers yet",
-    ),
     (
         "AUTHZ_POLICY_INFO_LOGGING",
         "every refused connection is logged",

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use ztunnel_node::control_plane::{RootSource, TokenSource};
+use ztunnel_node::inbound::InboundSettings;
 
 use super::settings::{MESH_FILE, reference};
 use super::source::{ConfigError, Files};
@@ -291,11 +292,67 @@ fn a_wrong_value_is_named_with_what_is_accepted() {
 }
 
 #[test]
+fn apps_see_whom_the_settings_say() {
+    use ztunnel_node::task::SourceAddress;
+    let default = good(&[]).inbound;
+    assert_eq!(default, InboundSettings::default());
+    assert_eq!(default.source, SourceAddress::ClientIfPossible);
+    assert!(default.localhost_app_tunnel && default.response_baggage);
+    for (change, source) in [
+        ("ENABLE_ORIG_SRC=true", SourceAddress::Client),
+        ("ENABLE_ORIG_SRC=false", SourceAddress::Pod),
+    ] {
+        assert_eq!(good(&[change]).inbound.source, source);
+    }
+    assert!(
+        !good(&["LOCALHOST_APP_TUNNEL=false"])
+            .inbound
+            .localhost_app_tunnel
+    );
+    assert!(
+        !good(&["ENABLE_RESPONSE_BAGGAGE=false"])
+            .inbound
+            .response_baggage
+    );
+    for wrong in [
+        "ENABLE_ORIG_SRC=yes",
+        "LOCALHOST_APP_TUNNEL=1",
+        "ENABLE_RESPONSE_BAGGAGE=on",
+    ] {
+        assert!(
+            complaint(&[wrong]).contains("neither true nor false"),
+            "{wrong}"
+        );
+    }
+}
+
+#[test]
+fn the_daemon_has_a_pod_of_its_own_when_all_of_its_name_is_known() {
+    let all = [
+        "POD_NAME=ztunnel-x",
+        "POD_NAMESPACE=mesh",
+        "SERVICE_ACCOUNT=zt",
+    ];
+    let pod = good(&all).node.own_pod.unwrap();
+    assert_eq!(
+        (pod.to_string().as_str(), &*pod.service_account),
+        ("mesh/ztunnel-x", "zt")
+    );
+    for missing in 0..all.len() {
+        let some: Vec<_> = (0..all.len())
+            .filter(|at| *at != missing)
+            .map(|at| all[at])
+            .collect();
+        assert_eq!(good(&some).node.own_pod, None, "{some:?}");
+    }
+    assert!(complaint(&["SERVICE_ACCOUNT=a/b"]).contains("SERVICE_ACCOUNT"));
+}
+
+#[test]
 fn what_cannot_be_honored_stops_the_start() {
     for change in [
         "PROXY_MODE=dedicated",
         "ENABLE_PROXY=false",
-        "ENABLE_ORIG_SRC=false",
         "UNSTABLE_ENABLE_SOCKS5=true",
         "FAKE_CA=true",
         "LOCAL_XDS=workloads: []",
@@ -304,7 +361,7 @@ fn what_cannot_be_honored_stops_the_start() {
         let complaint = complaint(&[change]);
         assert!(complaint.contains("cannot be honored"), "{complaint}");
     }
-    good(&["PROXY_MODE=shared", "ENABLE_ORIG_SRC=true"]);
+    good(&["PROXY_MODE=shared"]);
     good(&["PACKET_MARK=1337", "INPOD_UDS=/x", "SOMETHING_ELSE=x"]);
 }
 

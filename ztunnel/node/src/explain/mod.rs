@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use ztunnel_mesh::addr::{AppAddr, Authority, ClientAddr, HBONE_PORT, OrigDst};
 use ztunnel_mesh::authorize::{Peer, PodPolicies};
 use ztunnel_mesh::decide::{Decision, HboneRoute, Route, decide};
-use ztunnel_mesh::inbound::{plaintext_target, target};
+use ztunnel_mesh::inbound::{Connect, plaintext_target, target};
 use ztunnel_mesh::name::{Identity, PodName, Principal};
 pub use ztunnel_mesh::reason;
 use ztunnel_mesh::reason::Reason;
@@ -130,7 +130,7 @@ impl Explainer {
                         .destination
                         .as_deref()
                         .and_then(|uid| mesh.workload(uid))
-                        .map(|far| at_the_far_side(mesh, far, workload, route)),
+                        .map(|far| at_the_far_side(mesh, &self.network, far, workload, route)),
                     _ => None,
                 };
                 (judged(pod, decision), destination)
@@ -164,7 +164,7 @@ impl Explainer {
                     None => plaintext_target(to),
                     Some(_) => {
                         let local = SocketAddr::new(to.ip(), HBONE_PORT);
-                        target(mesh, workload, &Authority::Ip(to), local)
+                        app(mesh, &self.network, workload, &Authority::Ip(to), local)
                     }
                 };
                 let app = app.and_then(|app| not_own(pod, app));
@@ -263,6 +263,7 @@ fn judged(pod: &KnownPod, decision: Decision) -> Verdict {
 /// What the destination says, as far as is known here: its node decides.
 fn at_the_far_side(
     mesh: &Mesh,
+    network: &str,
     far: &Arc<Workload>,
     client: &Workload,
     route: &HboneRoute,
@@ -272,7 +273,7 @@ fn at_the_far_side(
     let local = route.peer.0;
     let same_family = |ip: &&IpAddr| ip.is_ipv4() == local.is_ipv4();
     let from = client.addresses.iter().find(same_family).copied();
-    let verdict = match target(mesh, far, &route.authority, local) {
+    let verdict = match app(mesh, network, far, &route.authority, local) {
         Err(refusal) => refused(refusal),
         Ok(app) => permitted(mesh, far, Some(&principal), from, app, &mut told),
     };
@@ -282,6 +283,25 @@ fn at_the_far_side(
         steps: told.steps,
         verdict,
     }
+}
+
+/// The app that a CONNECT is for, as policy knows it.
+fn app(
+    mesh: &Mesh,
+    own_network: &str,
+    pod: &Workload,
+    authority: &Authority,
+    local: SocketAddr,
+) -> Result<AppAddr, Refusal> {
+    let connect = Connect {
+        own_network,
+        pod,
+        authority,
+        local,
+        // Says how the app is reached, not whether.
+        localhost_app_tunnel: true,
+    };
+    target(mesh, &connect).map(|target| target.app)
 }
 
 /// Asks the policies of a pod.

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use ztunnel_hbone::{self as hbone, BadConnect};
+use ztunnel_hbone::{self as hbone, BadConnect, IdentityTooLong};
 use ztunnel_mesh::Refusal;
 use ztunnel_mesh::addr::AppAddr;
 use ztunnel_mesh::reason::Reason;
@@ -28,6 +28,16 @@ pub(super) enum InboundError {
     Cut(#[from] Cut),
     #[error("{app} is a port of the proxy itself")]
     Loop { app: AppAddr },
+    #[error("{app} was asked for, but only port {port} of the daemon may be")]
+    NotOffered { app: AppAddr, port: u16 },
+    #[error("the app cannot be told who its client is")]
+    Header(#[from] IdentityTooLong),
+    #[error("tell the app at {app} who its client is")]
+    Introduce {
+        app: AppAddr,
+        #[source]
+        source: io::Error,
+    },
     #[error("connect to the app at {app} timed out after {after:?}")]
     AppTimeout { app: AppAddr, after: Duration },
     #[error("connect to the app at {app} failed")]
@@ -49,13 +59,16 @@ impl From<Refusal> for InboundError {
 impl InboundError {
     pub(super) fn reason(&self) -> Reason {
         match self {
-            Self::BadConnect(_) => Reason::BadRequest,
+            Self::BadConnect(_) | Self::NotOffered { .. } => Reason::BadRequest,
             Self::Unknown(_) => Reason::WorkloadUnknown,
             Self::Lookup(_) => Reason::LookupTimeout,
             Self::Refused(refusal) => refusal.reason,
             Self::Cut(cut) => cut.reason(),
             Self::Loop { .. } => Reason::Loop,
-            Self::AppTimeout { .. } | Self::App { .. } => Reason::AppUnreachable,
+            Self::Header(_) => Reason::NoRoute,
+            Self::AppTimeout { .. } | Self::App { .. } | Self::Introduce { .. } => {
+                Reason::AppUnreachable
+            }
             Self::ClientGone(err) => err.reason(),
         }
     }
@@ -88,6 +101,7 @@ mod tests {
             (refused(Reason::BadRequest), 400),
             (refused(Reason::PolicyDenied), 401),
             (refused(Reason::PolicyMissing), 401),
+            (InboundError::NotOffered { app, port: 15020 }, 400),
             (refused(Reason::Loop), 503),
             (refused(Reason::NoRoute), 503),
             (

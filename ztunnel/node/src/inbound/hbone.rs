@@ -1,17 +1,18 @@
 //! Tunnels that end at this pod, and their streams.
 
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::debug;
-use ztunnel_hbone::Authority;
+use ztunnel_hbone::{Authority, ProxyHeader};
 use ztunnel_mesh::Workload;
-use ztunnel_mesh::addr::{ClientAddr, HboneAddr};
+use ztunnel_mesh::addr::{AppAddr, ClientAddr, HboneAddr};
 use ztunnel_mesh::authorize::Peer;
-use ztunnel_mesh::inbound::{self, lacking, target};
+use ztunnel_mesh::inbound::{self, Connect, lacking, target};
 use ztunnel_mesh::reason::Reason;
 
 use super::Inner;
@@ -23,6 +24,9 @@ use crate::relay::{self, ResetOnDrop};
 use crate::state::LOOKUP_WAIT;
 use crate::telemetry::{Direction, Record};
 use crate::tunnel::{AcceptError, Incoming, Request, TunnelFacts, accept};
+
+/// Questions that one address may need: whose it is, and what the waypoints of those are; hardly ever more than one.
+const MOST_LOOKUPS: usize = 4;
 
 /// Why a connection to 15008 did not become a tunnel.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +103,7 @@ async fn make_tunnel(inner: &Inner, accepted: TcpStream) -> Result<Incoming, Tun
     let making = async {
         let workload = inner.pod.workload().await?;
         let credential = inner.pod.credential(&workload).await?;
-        Ok(accept(accepted, &credential, &inner.settings).await?)
+        Ok(accept(accepted, &credential, &inner.tunnels).await?)
     };
     tokio::select! {
         made = making => made,
@@ -131,7 +135,9 @@ async fn serve_stream(inner: &Inner, tunnel: &Tunnel, mut request: Request) {
     let Reached {
         workload,
         place,
-        app,
+        mut app,
+        at,
+        header,
     } = match reached {
         Ok(reached) => reached,
         Err(err) => {
@@ -139,7 +145,8 @@ async fn serve_stream(inner: &Inner, tunnel: &Tunnel, mut request: Request) {
             return record.failed(err.reason(), &err);
         }
     };
-    let stream = match request.open(&baggage(&workload)) {
+    let told = inner.settings.response_baggage.then(|| baggage(&workload));
+    let stream = match request.open(told.as_ref()) {
         Ok(stream) => stream,
         Err(err) => {
             let err = InboundError::ClientGone(err);
@@ -147,6 +154,9 @@ async fn serve_stream(inner: &Inner, tunnel: &Tunnel, mut request: Request) {
         }
     };
     drop(workload);
+    if let Err(err) = introduce(inner, &place, &mut app, at, &header).await {
+        return record.failed(err.reason(), &err);
+    }
     let joined = relay::join(app, stream, &record.traffic);
     match place.unless_cut(joined).await {
         Ok(Ok(())) => record.complete(),
@@ -160,6 +170,9 @@ struct Reached<'a> {
     workload: Arc<Workload>,
     place: Place<'a>,
     app: ResetOnDrop,
+    at: AppAddr,
+    /// What the app has to be sent before the client's bytes; mostly nothing.
+    header: Vec<u8>,
 }
 
 /// The checks in the order of the contract, then the app.
@@ -173,8 +186,15 @@ async fn reach<'a>(
     record.dst_identity = Some(workload.identity());
     // Each round answers one question about one service of the pod. What still lacks then is refused.
     let deadline = Instant::now() + LOOKUP_WAIT;
-    for _ in 0..workload.memberships.len() {
-        let Some(key) = lacking(&inner.pod.mesh.load(), &workload, authority) else {
+    let connect = Connect {
+        own_network: &inner.pod.network,
+        pod: &workload,
+        authority,
+        local: tunnel.local,
+        localhost_app_tunnel: inner.settings.localhost_app_tunnel,
+    };
+    for _ in 0..MOST_LOOKUPS.max(workload.memberships.len()) {
+        let Some(key) = lacking(&inner.pod.mesh.load(), &connect) else {
             break;
         };
         inner.pod.mesh.look_up(key, deadline).await?;
@@ -183,19 +203,56 @@ async fn reach<'a>(
         principal: tunnel.facts.peer.as_ref(),
         addr: tunnel.client,
     };
-    let (app, (place, permit)) = {
+    let (target, (place, permit)) = {
         let mesh = inner.pod.mesh.load();
-        let app = target(&mesh, &workload, authority, tunnel.local)?;
-        record.dst = Some(app.0);
-        inner.refuse_own_ports(app)?;
-        (app, inner.admit(&mesh, peer, app)?)
+        let target = target(&mesh, &connect)?;
+        record.dst = Some(target.app.0);
+        inner.refuse_own_ports(target.app)?;
+        inner.refuse_others(&target)?;
+        (target, inner.admit(&mesh, peer, target.app)?)
     };
-    let app = inner.deliver(permit, &place, tunnel.client, app).await?;
+    let header = match target.proxy_to {
+        Some(to) => header(tunnel, to)?,
+        None => Vec::new(),
+    };
+    let at = target.app;
+    let app = inner
+        .deliver(permit, &place, tunnel.client, at, target.hop)
+        .await?;
     Ok(Reached {
         workload,
         place,
         app,
+        at,
+        header,
     })
+}
+
+/// What tells an app who connected to `to`.
+fn header(tunnel: &Tunnel, to: SocketAddr) -> Result<Vec<u8>, InboundError> {
+    let peer = tunnel.facts.peer.as_ref();
+    let identity = peer.map(|peer| peer.identity().to_string());
+    let header = ProxyHeader {
+        from: tunnel.client.0,
+        to,
+        identity: identity.as_deref(),
+    };
+    Ok(header.encode()?)
+}
+
+/// Sends the app its header, which goes before everything that the client says.
+async fn introduce(
+    inner: &Inner,
+    place: &Place<'_>,
+    app: &mut ResetOnDrop,
+    at: AppAddr,
+    header: &[u8],
+) -> Result<(), InboundError> {
+    // A new connection has room for it; only an app that is gone already makes a difference.
+    let sending = timeout(inner.tunnels.connect_timeout, app.send_first(header));
+    let sent = place.unless_cut(sending).await?;
+    sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(|source| InboundError::Introduce { app: at, source })
 }
 
 fn authority(asked: &Authority) -> inbound::Authority {

@@ -3,14 +3,13 @@
 //! Invariants: nothing reaches an app without a `Permit`, and nothing the proxy's own listeners. An app sees the
 //! address of the TCP peer as its client. A stream is accepted towards its client only after the app has accepted it. A
 //! stream that fails takes no other with it. Who is denied later is cut then.
-//!
-//! Absent for now: the PROXY protocol.
 
 mod error;
 mod handshakes;
 mod hbone;
 mod live;
 mod plaintext;
+mod settings;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -22,6 +21,7 @@ use tracing::debug;
 use ztunnel_mesh::Mesh;
 use ztunnel_mesh::addr::{AppAddr, ClientAddr};
 use ztunnel_mesh::authorize::{Peer, Permit};
+use ztunnel_mesh::inbound::{LastHop, Target};
 use ztunnel_sys::socket::canonical;
 
 use crate::own_pod::OwnPod;
@@ -31,13 +31,16 @@ use crate::tunnel::TunnelSettings;
 use error::InboundError;
 use handshakes::Handshakes;
 use live::{Live, Place};
+pub use settings::{InboundSettings, Offer};
 
 /// The incoming side of one pod on one worker thread.
 pub struct Inbound(Rc<Inner>);
 
 struct Inner {
     pod: Rc<OwnPod>,
-    settings: Arc<TunnelSettings>,
+    offer: Offer,
+    settings: InboundSettings,
+    tunnels: Arc<TunnelSettings>,
     tasks: TaskGroup,
     shutdown: Shutdown,
     handshakes: Handshakes,
@@ -45,18 +48,22 @@ struct Inner {
 }
 
 impl Inbound {
-    /// Serves `pod`. Streams are run by tasks in `tasks`; on `shutdown` the clients of tunnels are told to make no
-    /// more of them.
+    /// Serves what `offer` says of `pod`. Streams are run by tasks in `tasks`; on `shutdown` the clients of tunnels are
+    /// told to make no more of them.
     #[must_use]
     pub fn new(
         pod: Rc<OwnPod>,
-        settings: Arc<TunnelSettings>,
+        offer: Offer,
+        settings: InboundSettings,
+        tunnels: Arc<TunnelSettings>,
         tasks: TaskGroup,
         shutdown: Shutdown,
     ) -> Self {
         Self(Rc::new(Inner {
             pod,
+            offer,
             settings,
+            tunnels,
             tasks,
             shutdown,
             handshakes: Handshakes::default(),
@@ -114,6 +121,20 @@ impl Inner {
         Ok(())
     }
 
+    /// Refuses what is not on offer.
+    fn refuse_others(&self, target: &Target) -> Result<(), InboundError> {
+        let Offer::OwnPort(port) = self.offer else {
+            return Ok(());
+        };
+        let app = target.app;
+        let plain = target.hop == LastHop::AsClient && target.proxy_to.is_none();
+        if app.0.port() == port && plain {
+            Ok(())
+        } else {
+            Err(InboundError::NotOffered { app, port })
+        }
+    }
+
     /// Asks policy about a connection of `peer` to `app`, by what `mesh` knows of the pod.
     fn admit(
         &self,
@@ -133,9 +154,21 @@ impl Inner {
         place: &Place<'_>,
         client: ClientAddr,
         app: AppAddr,
+        hop: LastHop,
     ) -> Result<ResetOnDrop, InboundError> {
-        let after = self.settings.connect_timeout;
-        let connecting = timeout(after, self.pod.net.connect_as(client, app));
+        let after = self.tunnels.connect_timeout;
+        let net = &self.pod.net;
+        let connecting = async {
+            match (hop, self.offer) {
+                (LastHop::Loopback(at), _) => net.connect(at).await,
+                (LastHop::AsClient, Offer::Apps) => {
+                    net.connect_as(client, app, self.settings.source).await
+                }
+                // Nothing in the daemon's own namespace would bring answers to another address back.
+                (LastHop::AsClient, Offer::OwnPort(_)) => net.connect(app.0).await,
+            }
+        };
+        let connecting = timeout(after, connecting);
         place
             .unless_cut(connecting)
             .await?

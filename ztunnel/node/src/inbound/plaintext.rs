@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use tokio::net::TcpStream;
 use ztunnel_mesh::addr::ClientAddr;
 use ztunnel_mesh::authorize::Peer;
-use ztunnel_mesh::inbound::plaintext_target;
+use ztunnel_mesh::inbound::{LastHop, plaintext_target};
 
 use super::Inner;
 use super::error::InboundError;
@@ -58,6 +58,7 @@ async fn reach<'a>(
         addr: client,
     };
     let (place, permit) = inner.admit(&inner.pod.mesh.load(), peer, app)?;
-    let app = inner.deliver(permit, &place, client, app).await?;
+    let hop = LastHop::AsClient;
+    let app = inner.deliver(permit, &place, client, app, hop).await?;
     Ok((place, app))
 }

@@ -21,7 +21,7 @@ use ztunnel_sys::socket::Liveness;
 use super::*;
 use crate::control_plane::test_server::Setup;
 use crate::identity::{CaConfig, Identities};
-use crate::inbound::Inbound;
+use crate::inbound::{Inbound, InboundSettings, Offer};
 use crate::state::{MeshReader, MeshWriter, mesh_channel};
 use crate::task::PodNet;
 use crate::tls;
@@ -203,6 +203,8 @@ impl Node {
         let shutdown = Shutdown::default();
         let inbound = Rc::new(Inbound::new(
             self.pod("db"),
+            Offer::Apps,
+            InboundSettings::default(),
             Arc::default(),
             self.tasks.clone(),
             shutdown.clone(),
@@ -367,6 +369,8 @@ fn what_policy_does_not_allow_is_seen_as_a_reset() {
         let (mut outside, accepted) = captured((DB, 8080).into()).await;
         let inbound = Inbound::new(
             node.pod("db"),
+            Offer::Apps,
+            InboundSettings::default(),
             Arc::default(),
             node.tasks.clone(),
             Shutdown::default(),
@@ -457,6 +461,8 @@ fn plaintext_reaches_the_app_from_the_address_of_the_client() {
         let served_by = app().await;
         let inbound = Inbound::new(
             node.pod("db"),
+            Offer::Apps,
+            InboundSettings::default(),
             Arc::default(),
             node.tasks.clone(),
             Shutdown::default(),

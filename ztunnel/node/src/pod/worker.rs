@@ -19,10 +19,10 @@ use ztunnel_mesh::name::{PodName, PodUid};
 
 use crate::capture::ListenerSet;
 use crate::identity::Identities;
-use crate::inbound::Inbound;
+use crate::inbound::{Inbound, InboundSettings, Offer};
 use crate::outbound::Outbound;
 use crate::own_pod::OwnPod;
-use crate::pod::Listeners;
+use crate::pod::{DaemonPod, Listeners, STATS_PORT};
 use crate::state::MeshReader;
 use crate::task::{Backoff, PodNet, Shutdown, TaskGroup};
 use crate::tunnel::TunnelSettings;
@@ -38,6 +38,7 @@ pub struct NodeContext {
     pub mesh: MeshReader,
     pub identities: Identities,
     pub tunnel: Arc<TunnelSettings>,
+    pub inbound: InboundSettings,
 }
 
 /// A pod to serve.
@@ -55,6 +56,8 @@ enum Command {
         /// Of all its listeners, those of other workers too.
         ports: Arc<[u16]>,
     },
+    /// Serve the daemon's own.
+    StartDaemonPod(DaemonPod),
     /// Take what has been accepted, then no more; give connections `deadline` to end. Answers how many were cut.
     Drain {
         uid: PodUid,
@@ -118,6 +121,16 @@ impl Workers {
         }
     }
 
+    /// Serves the daemon's own pod, until the end. One worker does: all it carries is metrics.
+    pub async fn start_daemon_pod(&self, pod: DaemonPod) {
+        let Some(worker) = self.0.first() else {
+            return;
+        };
+        if worker.send(Command::StartDaemonPod(pod)).await.is_err() {
+            error!("a worker is gone; the daemon's metrics cannot be read through tunnels");
+        }
+    }
+
     /// Ends a pod: says how many connections were still there after `deadline` and were cut.
     pub async fn drain_pod(&self, uid: &PodUid, deadline: Duration) -> usize {
         let drains = self
@@ -154,6 +167,7 @@ impl Workers {
 
 async fn work(mut commands: mpsc::Receiver<Command>, context: NodeContext) {
     let mut pods: HashMap<PodUid, Rc<ServedPod>> = HashMap::new();
+    let mut daemon_pod = None;
     let drains = TaskGroup::default();
     while let Some(command) = commands.recv().await {
         match command {
@@ -170,6 +184,12 @@ async fn work(mut commands: mpsc::Receiver<Command>, context: NodeContext) {
                     }
                 }
             }
+            Command::StartDaemonPod(pod) => match ServedPod::start_daemon(pod, &context) {
+                Ok(served) => daemon_pod = Some(Rc::new(served)),
+                Err(err) => {
+                    error!(error = %err, "the daemon's metrics cannot be read through tunnels")
+                }
+            },
             Command::Drain {
                 uid,
                 deadline,
@@ -186,7 +206,8 @@ async fn work(mut commands: mpsc::Receiver<Command>, context: NodeContext) {
                 });
             }
             Command::Stop { deadline, done } => {
-                for (_, pod) in pods.drain() {
+                let pods = pods.drain().map(|(_, pod)| pod);
+                for pod in pods.chain(daemon_pod.take()) {
                     drains.spawn_local(async move {
                         pod.drain(deadline).await;
                     });
@@ -216,12 +237,7 @@ impl ServedPod {
         ports: Arc<[u16]>,
         context: &NodeContext,
     ) -> io::Result<Self> {
-        let this = Self {
-            shutdown: Shutdown::default(),
-            accepting: TaskGroup::default(),
-            connections: TaskGroup::default(),
-            watching: TaskGroup::default(),
-        };
+        let this = Self::empty();
         let listener = |fd: OwnedFd| TcpListener::from_std(std::net::TcpListener::from(fd));
         let (outbound_listener, plaintext_listener, hbone_listener) = (
             listener(listeners.outbound)?,
@@ -246,12 +262,7 @@ impl ServedPod {
             shutdown.clone(),
         );
         let outbound = Rc::new(outbound);
-        let inbound = Rc::new(Inbound::new(
-            Rc::clone(&own),
-            settings.clone(),
-            tasks.clone(),
-            shutdown.clone(),
-        ));
+        let inbound = this.inbound(&own, Offer::Apps, context);
         this.accept(outbound_listener, move |stream| {
             let outbound = Rc::clone(&outbound);
             async move { outbound.serve(stream).await }
@@ -261,21 +272,69 @@ impl ServedPod {
             let inbound = Rc::clone(&plaintext);
             async move { inbound.serve_plaintext(stream).await }
         });
+        this.serve_tunnels(hbone_listener, inbound);
+        this.prefetch(own);
+        Ok(this)
+    }
+
+    fn start_daemon(pod: DaemonPod, context: &NodeContext) -> io::Result<Self> {
+        let this = Self::empty();
+        let listener = TcpListener::from_std(std::net::TcpListener::from(pod.listener))?;
+        let own = Rc::new(OwnPod::new(
+            pod.pod,
+            Arc::clone(&context.node_name),
+            Arc::clone(&context.network),
+            context.mesh.clone(),
+            context.identities.clone(),
+            pod.net,
+            pod.ports,
+        ));
+        let inbound = this.inbound(&own, Offer::OwnPort(STATS_PORT), context);
+        this.serve_tunnels(listener, inbound);
+        this.prefetch(own);
+        Ok(this)
+    }
+
+    fn empty() -> Self {
+        Self {
+            shutdown: Shutdown::default(),
+            accepting: TaskGroup::default(),
+            connections: TaskGroup::default(),
+            watching: TaskGroup::default(),
+        }
+    }
+
+    fn inbound(&self, own: &Rc<OwnPod>, offer: Offer, context: &NodeContext) -> Rc<Inbound> {
+        Rc::new(Inbound::new(
+            Rc::clone(own),
+            offer,
+            context.inbound,
+            Arc::clone(&context.tunnel),
+            self.connections.clone(),
+            self.shutdown.clone(),
+        ))
+    }
+
+    /// Serves the tunnel port, and watches whom policy denies meanwhile.
+    fn serve_tunnels(&self, listener: TcpListener, inbound: Rc<Inbound>) {
         let followed = Rc::clone(&inbound);
-        this.watching
+        self.watching
             .spawn_local(async move { followed.follow_policy().await });
-        this.accept(hbone_listener, move |stream| {
+        self.accept(listener, move |stream| {
             let inbound = Rc::clone(&inbound);
             async move { inbound.serve_hbone(stream).await }
         });
-        let shutdown = this.shutdown.clone();
-        this.accepting.spawn_local(async move {
+    }
+
+    /// Has the certificate fetched before it is needed.
+    fn prefetch(&self, own: Rc<OwnPod>) {
+        let shutdown = self.shutdown.clone();
+        self.accepting.spawn_local(async move {
             tokio::select! {
                 () = shutdown.started() => {}
                 () = own.prefetch() => {}
             }
         });
-        Ok(this)
     }
 
     /// Serves what `listener` accepts, until shutdown; then also what waits in its queue.

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
-use tokio::io::Interest;
+use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
 use ztunnel_sys::socket;
@@ -31,6 +31,14 @@ impl ResetOnDrop {
     /// Both directions have ended: what is still to be sent will be sent.
     pub fn close(mut self) {
         self.armed = false;
+    }
+
+    /// Sends what comes before all that is relayed.
+    ///
+    /// # Errors
+    /// As `write(2)`; the app may have got a part of it then.
+    pub async fn send_first(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.tcp.write_all(bytes).await
     }
 
     /// For looking at it.

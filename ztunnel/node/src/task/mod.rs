@@ -8,4 +8,4 @@ mod pod_net;
 pub use backoff::Backoff;
 pub use file_watch::{FileWatch, Pace, read_bounded};
 pub use group::{Shutdown, TaskGroup};
-pub use pod_net::PodNet;
+pub use pod_net::{PodNet, SourceAddress};

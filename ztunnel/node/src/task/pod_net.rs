@@ -1,16 +1,36 @@
 //! Sockets inside one pod's network namespace, for code that runs outside it.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream as StdTcpStream};
+use std::net::{SocketAddr, TcpStream as StdTcpStream};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
+use tracing::warn;
 use ztunnel_abi::DELIVERY_MARK;
 use ztunnel_mesh::addr::{AppAddr, ClientAddr};
 use ztunnel_sys::netns::{NetNs, NetnsThread};
 use ztunnel_sys::socket::{self, Family, Liveness};
+
+/// Whose address apps see as that of their client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SourceAddress {
+    /// The client's, or the connection fails.
+    Client,
+    /// The client's; the pod's own where that cannot be had.
+    #[default]
+    ClientIfPossible,
+    /// The pod's own.
+    Pod,
+}
+
+/// Why an app was not reached from the address of its client.
+enum NotAsClient {
+    /// The address cannot be used.
+    Address(io::Error),
+    Connect(io::Error),
+}
 
 /// Opens connections from inside a pod's namespace. Neither kind sets a deadline: that is the caller's.
 #[derive(Clone, Debug)]
@@ -31,7 +51,8 @@ impl PodNet {
         }
     }
 
-    /// Connects from the pod's own address: to a peer's tunnel port, or to a destination outside the mesh.
+    /// Connects from the pod's own address: to a peer's tunnel port, to a destination outside the mesh, or from loopback
+    /// to an app there.
     ///
     /// # Errors
     /// As `connect(2)`.
@@ -42,25 +63,55 @@ impl PodNet {
         connect(fd, to).await
     }
 
-    /// Connects to the app in the pod so that it sees `client` as its peer. The port is another one.
+    /// Connects to the app in the pod so that it sees `client` as its peer, as far as `source` says so. The port is
+    /// another one.
     ///
     /// # Errors
     /// As `connect(2)`; `ConnectionRefused` when the app does not listen.
-    pub async fn connect_as(&self, client: ClientAddr, to: AppAddr) -> io::Result<TcpStream> {
+    pub async fn connect_as(
+        &self,
+        client: ClientAddr,
+        to: AppAddr,
+        source: SourceAddress,
+    ) -> io::Result<TcpStream> {
+        let (client, to, liveness) = (socket::canonical(client.0), to.0, self.liveness);
+        // A pod that calls itself is its own client: nothing to pretend, and binding to its address would clash.
+        let is_other = client.ip() != to.ip() && client.is_ipv4() == to.is_ipv4();
+        if source != SourceAddress::Pod && is_other {
+            match self.connect_from(client, to).await {
+                Ok(connected) => return Ok(connected),
+                Err(NotAsClient::Address(error)) if source == SourceAddress::ClientIfPossible => {
+                    warn!(%client, app = %to, %error, "the app is told the pod's address, not its client's");
+                }
+                Err(NotAsClient::Address(err) | NotAsClient::Connect(err)) => return Err(err),
+            }
+        }
+        let fd = self
+            .open(move || delivery_socket(None, Family::of(to.ip()), liveness))
+            .await?;
+        connect(fd, to).await
+    }
+
+    async fn connect_from(
+        &self,
+        client: SocketAddr,
+        to: SocketAddr,
+    ) -> Result<TcpStream, NotAsClient> {
         /// Draws of a port. Of a client with many connections to the app, two may draw the same.
         const DRAWS: usize = 32;
-        let (client, to, liveness) = (socket::canonical(client.0), to.0, self.liveness);
+        let liveness = self.liveness;
         let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
         for _ in 0..DRAWS {
             let fd = self
-                .open(move || delivery_socket(client, to.ip(), liveness))
-                .await?;
+                .open(move || delivery_socket(Some(client), Family::of(to.ip()), liveness))
+                .await
+                .map_err(NotAsClient::Address)?;
             match connect(fd, to).await {
                 Err(err) if err.kind() == io::ErrorKind::AddrNotAvailable => last = err,
-                connected => return connected,
+                connected => return connected.map_err(NotAsClient::Connect),
             }
         }
-        Err(last)
+        Err(NotAsClient::Address(last))
     }
 
     async fn open(
@@ -76,14 +127,16 @@ impl PodNet {
     }
 }
 
-fn delivery_socket(client: SocketAddr, app: IpAddr, liveness: Liveness) -> io::Result<OwnedFd> {
-    let family = Family::of(app);
+fn delivery_socket(
+    client: Option<SocketAddr>,
+    family: Family,
+    liveness: Liveness,
+) -> io::Result<OwnedFd> {
     let fd = socket::tcp(family, liveness)?;
     // The mark takes the packets round through `lo`, where `sk_lookup` lets them pass to the app, and makes the
     // app's answers come back the same way. See the capture design: delivery.
     socket::set_mark(fd.as_fd(), DELIVERY_MARK)?;
-    // A pod that calls itself is its own client: nothing to spoof, and binding to it would clash.
-    if client.ip() != app && Family::of(client.ip()) == family {
+    if let Some(client) = client {
         socket::set_transparent(fd.as_fd(), family)?;
         socket::bind_as(fd.as_fd(), client, rand::random::<u16>)?;
     }
@@ -93,4 +146,44 @@ fn delivery_socket(client: SocketAddr, app: IpAddr, liveness: Liveness) -> io::R
 async fn connect(fd: OwnedFd, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::from_std_stream(StdTcpStream::from(fd));
     socket.connect(to).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_client_address_that_cannot_be_had_is_fatal_only_where_it_is_asked_for() {
+        let netns = Arc::new(NetNs::current().unwrap());
+        let net = PodNet::new(netns, NetnsThread::start().unwrap(), Liveness::default());
+        let app = TcpListener::bind("[::1]:0").await.unwrap();
+        let to = AppAddr(app.local_addr().unwrap());
+        // Without its interface such an address is none that a socket can have.
+        let client = ClientAddr("[fe80::1]:40000".parse().unwrap());
+        let refused = net.connect_as(client, to, SourceAddress::Client).await;
+        assert_eq!(
+            refused.map_err(|err| err.kind()).unwrap_err(),
+            io::ErrorKind::InvalidInput
+        );
+        for source in [SourceAddress::ClientIfPossible, SourceAddress::Pod] {
+            let connected = net.connect_as(client, to, source).await.unwrap();
+            let (_, peer) = app.accept().await.unwrap();
+            assert_eq!(peer, connected.local_addr().unwrap());
+            assert_eq!(peer.ip(), to.0.ip());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_app_that_is_not_there_is_not_tried_as_somebody_else() {
+        let netns = Arc::new(NetNs::current().unwrap());
+        let net = PodNet::new(netns, NetnsThread::start().unwrap(), Liveness::default());
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = AppAddr(gone.local_addr().unwrap());
+        drop(gone);
+        let client = ClientAddr("127.0.0.9:40000".parse().unwrap());
+        let refused = net.connect_as(client, to, SourceAddress::ClientIfPossible);
+        let refused = refused.await.map_err(|err| err.kind());
+        assert_eq!(refused.unwrap_err(), io::ErrorKind::ConnectionRefused);
+    }
 }

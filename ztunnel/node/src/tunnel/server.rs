@@ -250,11 +250,11 @@ impl Request {
         }
     }
 
-    /// Tells the client that the app has accepted.
+    /// Tells the client that the app has accepted, and about `own` workload.
     ///
     /// # Errors
     /// When the client is gone.
-    pub fn open(mut self, own: &Baggage<'_>) -> Result<Stream, FarError> {
+    pub fn open(mut self, own: Option<&Baggage<'_>>) -> Result<Stream, FarError> {
         let send = self
             .respond
             .send_response(Answer::open(own), false)

@@ -197,7 +197,7 @@ impl Client {
 }
 
 fn open(request: Request) -> Stream {
-    request.open(&Baggage::default()).unwrap()
+    request.open(Some(&Baggage::default())).unwrap()
 }
 
 fn broken_pipe(err: &io::Error) -> bool {

@@ -1,0 +1,47 @@
+//! The daemon as a pod of its own: a tunnel port in its own namespace, through which clients in the mesh may read its
+//! metrics, as themselves and as policy allows.
+//!
+//! Invariant: nothing but that one port can be asked for. Nothing is captured in the daemon's namespace, so nobody sees
+//! the address of a client there.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use ztunnel_mesh::addr::HBONE_PORT;
+use ztunnel_mesh::name::PodName;
+use ztunnel_sys::netns::{NetNs, NetnsThread};
+use ztunnel_sys::socket::{Liveness, listen_everywhere};
+
+use crate::task::PodNet;
+
+/// Where the daemon tells its metrics.
+pub const STATS_PORT: u16 = 15020;
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// The daemon's own pod, ready to be served.
+#[derive(Debug)]
+pub struct DaemonPod {
+    pub(super) pod: PodName,
+    pub(super) net: PodNet,
+    pub(super) listener: OwnedFd,
+    pub(super) ports: Arc<[u16]>,
+}
+
+impl DaemonPod {
+    /// Listens on the tunnel port of the namespace that the daemon runs in, on all addresses.
+    ///
+    /// # Errors
+    /// When the port is taken, or the kernel refuses.
+    pub fn open(pod: PodName, liveness: Liveness) -> io::Result<Self> {
+        let listener = listen_everywhere(HBONE_PORT, BACKLOG)?;
+        let (netns, thread) = (NetNs::current()?, NetnsThread::start()?);
+        Ok(Self {
+            pod,
+            net: PodNet::new(Arc::new(netns), thread, liveness),
+            listener,
+            ports: [HBONE_PORT].into(),
+        })
+    }
+}
