@@ -7,6 +7,7 @@ use lab::tester::{Check, Held, Outcome};
 use lab::{Lab, Pod};
 
 use super::{assert_good, echo, enrolled_with_deadline, eventually, hold};
+use crate::access;
 use crate::local_api::Api;
 use crate::mesh::MESH;
 
@@ -137,6 +138,16 @@ fn connections_that_do_not_end_by_the_deadline_are_cut_and_nothing_of_them_is_se
     lab.unenroll(&["shop/client"]).unwrap();
     let took = started.elapsed();
     assert!((1..5).contains(&took.as_secs()), "{took:?}");
+    // One line each, with the reason, whichever way it went.
+    let drained = [("pod", "shop/client"), ("reason", "DRAINED")];
+    eventually("each is told of", || {
+        let told = |direction| {
+            let lines = access::lines(lab.node("node1"), &drained);
+            let lines = lines.iter().filter(|l| l.field("direction") == direction);
+            lines.filter(|l| l.contains("time to end is over")).count()
+        };
+        (told("outbound"), told("inbound")) == (held.len() / 2, held.len() / 2)
+    });
     for mut one in held {
         let report = one.exchange("too late").unwrap();
         let cut = [Outcome::Reset, Outcome::Ended].contains(&report.outcome);

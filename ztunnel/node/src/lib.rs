@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! 0  task           task groups, shutdown, backoff, sockets in a pod's namespace
-//! 1  telemetry      the one record per connection
+//! 1  telemetry      what is counted and told about connections
 //! 2  state   tls    snapshot publication (one writer) · rustls contexts, SPIFFE verifier, credentials
-//! 3  admin   relay   control_plane    HTTP endpoints, readiness · joining two streams · authenticated gRPC channel
+//! 3  admin   relay   connections   control_plane    HTTP endpoints, readiness · joining two streams · the open
+//!                connections, their records · authenticated gRPC channel
 //! 4  tunnel  capture    HBONE client, pool, server · eBPF load, attach
 //! 5  identity  discovery  own_pod  outbound  inbound  explain    own_pod: who a connection's pod is · explain: why what is decided
 //! 6  pod            all sockets of one pod: bind in its namespace, start, drain, stop
@@ -13,6 +14,7 @@
 
 pub mod admin;
 pub mod capture;
+pub mod connections;
 pub mod control_plane;
 pub mod discovery;
 pub mod enroll;

@@ -13,6 +13,7 @@ use ztunnel_mesh::authorize::PodPolicies;
 use ztunnel_mesh::name::{Identity, PodName};
 use ztunnel_mesh::{Mesh, Workload};
 
+use crate::connections::Registry;
 use crate::identity::{Identities, IdentityError, IdentityHold};
 use crate::state::MeshReader;
 use crate::task::PodNet;
@@ -31,6 +32,8 @@ pub struct OwnPod {
     pub network: Arc<str>,
     pub mesh: MeshReader,
     pub net: PodNet,
+    /// Those that are open now.
+    pub connections: Rc<Registry>,
     /// The ports of the proxy's listeners in the pod.
     ports: Arc<[u16]>,
     identities: Identities,
@@ -64,6 +67,7 @@ impl OwnPod {
         ports: Arc<[u16]>,
     ) -> Self {
         Self {
+            connections: Registry::new(name.clone()),
             name,
             node,
             network,

@@ -8,9 +8,9 @@ use ztunnel_mesh::Refusal;
 use ztunnel_mesh::addr::AppAddr;
 use ztunnel_mesh::reason::Reason;
 
-use super::live::Cut;
+use crate::connections::Cut;
 use crate::own_pod::WorkloadUnknown;
-use crate::relay::FarError;
+use crate::relay::{FarError, RelayError};
 use crate::state::LookupTimeout;
 
 /// Why a stream or a plain connection does not reach the app.
@@ -48,6 +48,8 @@ pub(super) enum InboundError {
     },
     #[error("the client gave up")]
     ClientGone(#[source] FarError),
+    #[error(transparent)]
+    Relay(#[from] RelayError),
 }
 
 impl From<Refusal> for InboundError {
@@ -70,6 +72,7 @@ impl InboundError {
                 Reason::AppUnreachable
             }
             Self::ClientGone(err) => err.reason(),
+            Self::Relay(err) => err.reason(),
         }
     }
 

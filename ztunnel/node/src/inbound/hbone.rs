@@ -17,12 +17,11 @@ use ztunnel_mesh::reason::Reason;
 
 use super::Inner;
 use super::error::InboundError;
-use super::live::Place;
+use crate::connections::{Direction, Record};
 use crate::identity::IdentityError;
 use crate::own_pod::{WorkloadUnknown, baggage};
 use crate::relay::{self, ResetOnDrop};
 use crate::state::LOOKUP_WAIT;
-use crate::telemetry::{Direction, Record};
 use crate::tunnel::{AcceptError, Incoming, Request, TunnelFacts, accept};
 
 /// Questions that one address may need: whose it is, and what the waypoints of those are; hardly ever more than one.
@@ -68,11 +67,15 @@ pub(super) async fn serve(
     client: ClientAddr,
     local: SocketAddr,
 ) {
-    let mut record = Record::start(Direction::InboundHbone, &inner.pod.name, client);
-    record.hbone = Some(HboneAddr(local));
-    let incoming = match Box::pin(make_tunnel(inner, accepted)).await {
-        Ok(incoming) => incoming,
-        Err(err) => return record.failed(err.reason(), &err),
+    let record = inner.pod.connections.start(Direction::InboundHbone, client);
+    record.facts().hbone = Some(HboneAddr(local));
+    let incoming = match record
+        .unless_cut(Box::pin(make_tunnel(inner, accepted)))
+        .await
+    {
+        Ok(Ok(incoming)) => incoming,
+        Ok(Err(err)) => return record.failed(err.reason(), &err),
+        Err(cut) => return record.failed(cut.reason(), &cut),
     };
     // From here on every stream has a record of its own.
     record.dismiss();
@@ -111,30 +114,52 @@ async fn make_tunnel(inner: &Inner, accepted: TcpStream) -> Result<Incoming, Tun
     }
 }
 
-async fn serve_stream(inner: &Inner, tunnel: &Tunnel, mut request: Request) {
-    let mut record = Record::start(Direction::InboundHbone, &inner.pod.name, tunnel.client);
-    record.hbone = Some(HboneAddr(tunnel.local));
-    let peer = tunnel.facts.peer.as_ref();
-    record.src_identity = peer.map(|peer| peer.identity().clone());
-    record.tls_cipher = Some(tunnel.facts.tls.cipher);
-    record.tls_key_exchange = Some(tunnel.facts.tls.key_exchange);
+async fn serve_stream(inner: &Inner, tunnel: &Tunnel, request: Request) {
+    let record = inner
+        .pod
+        .connections
+        .start(Direction::InboundHbone, tunnel.client);
+    {
+        let mut facts = record.facts();
+        facts.hbone = Some(HboneAddr(tunnel.local));
+        let peer = tunnel.facts.peer.as_ref();
+        facts.src_identity = peer.map(|peer| peer.identity().clone());
+        facts.tls_cipher = Some(tunnel.facts.tls.cipher);
+        facts.tls_key_exchange = Some(tunnel.facts.tls.key_exchange);
+    }
+    match carry(inner, tunnel, &record, request).await {
+        Ok(()) => record.complete(),
+        Err(err) => record.failed(err.reason(), &err),
+    }
+}
 
+/// A stream that is cut before the app accepted is answered, one that is cut later is reset.
+async fn carry(
+    inner: &Inner,
+    tunnel: &Tunnel,
+    record: &Record,
+    mut request: Request,
+) -> Result<(), InboundError> {
     let asked = request.asked().map_err(Clone::clone);
     let reached = match asked {
         Err(err) => Err(InboundError::BadConnect(err)),
         Ok(asked) => {
-            record.trace = asked.trace;
-            record.dst_service = asked.service.as_deref().map(Into::into);
+            {
+                let mut facts = record.facts();
+                facts.trace = asked.trace;
+                facts.dst_service = asked.service.as_deref().map(Into::into);
+            }
             let authority = authority(&asked.authority);
             tokio::select! {
-                reached = reach(inner, tunnel, &mut record, &authority) => reached,
+                reached = record.unless_cut(reach(inner, tunnel, record, &authority)) => {
+                    reached.unwrap_or_else(|cut| Err(cut.into()))
+                }
                 err = request.canceled() => Err(InboundError::ClientGone(err)),
             }
         }
     };
     let Reached {
         workload,
-        place,
         mut app,
         at,
         header,
@@ -142,33 +167,22 @@ async fn serve_stream(inner: &Inner, tunnel: &Tunnel, mut request: Request) {
         Ok(reached) => reached,
         Err(err) => {
             request.refuse(err.answer());
-            return record.failed(err.reason(), &err);
+            return Err(err);
         }
     };
     let told = inner.settings.response_baggage.then(|| baggage(&workload));
-    let stream = match request.open(told.as_ref()) {
-        Ok(stream) => stream,
-        Err(err) => {
-            let err = InboundError::ClientGone(err);
-            return record.failed(err.reason(), &err);
-        }
-    };
+    let opened = request.open(told.as_ref());
     drop(workload);
-    if let Err(err) = introduce(inner, &place, &mut app, at, &header).await {
-        return record.failed(err.reason(), &err);
-    }
-    let joined = relay::join(app, stream, &record.traffic);
-    match place.unless_cut(joined).await {
-        Ok(Ok(())) => record.complete(),
-        Ok(Err(err)) => record.failed(err.reason(), &err),
-        Err(cut) => record.failed(cut.reason(), &cut),
-    }
+    let stream = opened.map_err(InboundError::ClientGone)?;
+    let introduced = introduce(inner, &mut app, at, &header);
+    record.unless_cut(introduced).await??;
+    let joined = relay::join(app, stream, record.traffic());
+    Ok(record.unless_cut(joined).await??)
 }
 
 /// A stream whose app has accepted.
-struct Reached<'a> {
+struct Reached {
     workload: Arc<Workload>,
-    place: Place<'a>,
     app: ResetOnDrop,
     at: AppAddr,
     /// What the app has to be sent before the client's bytes; mostly nothing.
@@ -176,14 +190,14 @@ struct Reached<'a> {
 }
 
 /// The checks in the order of the contract, then the app.
-async fn reach<'a>(
-    inner: &'a Inner,
+async fn reach(
+    inner: &Inner,
     tunnel: &Tunnel,
-    record: &mut Record,
+    record: &Record,
     authority: &inbound::Authority,
-) -> Result<Reached<'a>, InboundError> {
+) -> Result<Reached, InboundError> {
     let workload = inner.pod.workload().await?;
-    record.dst_identity = Some(workload.identity());
+    record.facts().dst_identity = Some(workload.identity());
     // Each round answers one question about one service of the pod. What still lacks then is refused.
     let deadline = Instant::now() + LOOKUP_WAIT;
     let connect = Connect {
@@ -203,25 +217,22 @@ async fn reach<'a>(
         principal: tunnel.facts.peer.as_ref(),
         addr: tunnel.client,
     };
-    let (target, (place, permit)) = {
+    let (target, permit) = {
         let mesh = inner.pod.mesh.load();
         let target = target(&mesh, &connect)?;
-        record.dst = Some(target.app.0);
+        record.facts().dst = Some(target.app.0);
         inner.refuse_own_ports(target.app)?;
         inner.refuse_others(&target)?;
-        (target, inner.admit(&mesh, peer, target.app)?)
+        (target, inner.admit(record, &mesh, peer, target.app)?)
     };
     let header = match target.proxy_to {
         Some(to) => header(tunnel, to)?,
         None => Vec::new(),
     };
     let at = target.app;
-    let app = inner
-        .deliver(permit, &place, tunnel.client, at, target.hop)
-        .await?;
+    let app = inner.deliver(permit, tunnel.client, at, target.hop).await?;
     Ok(Reached {
         workload,
-        place,
         app,
         at,
         header,
@@ -243,14 +254,12 @@ fn header(tunnel: &Tunnel, to: SocketAddr) -> Result<Vec<u8>, InboundError> {
 /// Sends the app its header, which goes before everything that the client says.
 async fn introduce(
     inner: &Inner,
-    place: &Place<'_>,
     app: &mut ResetOnDrop,
     at: AppAddr,
     header: &[u8],
 ) -> Result<(), InboundError> {
     // A new connection has room for it; only an app that is gone already makes a difference.
-    let sending = timeout(inner.tunnels.connect_timeout, app.send_first(header));
-    let sent = place.unless_cut(sending).await?;
+    let sent = timeout(inner.tunnels.connect_timeout, app.send_first(header)).await;
     sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(|source| InboundError::Introduce { app: at, source })
 }

@@ -24,13 +24,14 @@ use ztunnel_mesh::authorize::{Peer, Permit};
 use ztunnel_mesh::inbound::{LastHop, Target};
 use ztunnel_sys::socket::canonical;
 
+use crate::connections::Record;
 use crate::own_pod::OwnPod;
 use crate::relay::ResetOnDrop;
 use crate::task::{Shutdown, TaskGroup};
 use crate::tunnel::TunnelSettings;
 use error::InboundError;
 use handshakes::Handshakes;
-use live::{Live, Place};
+pub use live::Live;
 pub use settings::{InboundSettings, Offer};
 
 /// The incoming side of one pod on one worker thread.
@@ -60,6 +61,7 @@ impl Inbound {
         shutdown: Shutdown,
     ) -> Self {
         Self(Rc::new(Inner {
+            live: Live::new(Rc::clone(&pod.connections)),
             pod,
             offer,
             settings,
@@ -67,7 +69,6 @@ impl Inbound {
             tasks,
             shutdown,
             handshakes: Handshakes::default(),
-            live: Live::default(),
         }))
     }
 
@@ -138,20 +139,20 @@ impl Inner {
     /// Asks policy about a connection of `peer` to `app`, by what `mesh` knows of the pod.
     fn admit(
         &self,
+        record: &Record,
         mesh: &Mesh,
         peer: Peer<'_>,
         app: AppAddr,
-    ) -> Result<(Place<'_>, Permit), InboundError> {
+    ) -> Result<Permit, InboundError> {
         let workload = self.pod.known_in(mesh)?;
         let policies = self.pod.policies(mesh, workload);
-        Ok(self.live.admit(&policies, peer, app)?)
+        Ok(self.live.admit(record, &policies, peer, app)?)
     }
 
-    /// Connects to the app, unless the connection is cut meanwhile. The permit is spent: it was for this connection.
+    /// Connects to the app. The permit is spent: it was for this connection.
     async fn deliver(
         &self,
         _permit: Permit,
-        place: &Place<'_>,
         client: ClientAddr,
         app: AppAddr,
         hop: LastHop,
@@ -168,10 +169,8 @@ impl Inner {
                 (LastHop::AsClient, Offer::OwnPort(_)) => net.connect(app.0).await,
             }
         };
-        let connecting = timeout(after, connecting);
-        place
-            .unless_cut(connecting)
-            .await?
+        timeout(after, connecting)
+            .await
             .map_err(|_| InboundError::AppTimeout { app, after })?
             .map(ResetOnDrop::new)
             .map_err(|source| InboundError::App { app, source })

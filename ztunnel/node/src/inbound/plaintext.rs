@@ -10,9 +10,8 @@ use ztunnel_mesh::inbound::{LastHop, plaintext_target};
 
 use super::Inner;
 use super::error::InboundError;
-use super::live::Place;
+use crate::connections::{Direction, Record};
 use crate::relay::{self, FarError, ResetOnDrop};
-use crate::telemetry::{Direction, Record};
 
 pub(super) async fn serve(
     inner: &Inner,
@@ -20,45 +19,50 @@ pub(super) async fn serve(
     client: ClientAddr,
     local: SocketAddr,
 ) {
-    let accepted = ResetOnDrop::new(accepted);
-    let mut record = Record::start(Direction::InboundPlaintext, &inner.pod.name, client);
-    record.dst = Some(local);
-    let reached = tokio::select! {
-        reached = reach(inner, &mut record, client, local) => reached,
-        err = relay::broken(accepted.get()) => Err(InboundError::ClientGone(FarError::Broken(err))),
-    };
-    let (place, app) = match reached {
-        Ok(reached) => reached,
-        Err(err) => {
-            drop(accepted);
-            return record.failed(err.reason(), &err);
-        }
-    };
-    let joined = relay::join_tcp(app, accepted, &record.traffic);
-    match place.unless_cut(joined).await {
+    let record = inner
+        .pod
+        .connections
+        .start(Direction::InboundPlaintext, client);
+    record.facts().dst = Some(local);
+    let carried = carry(inner, &record, ResetOnDrop::new(accepted), client, local);
+    match record.unless_cut(carried).await {
         Ok(Ok(())) => record.complete(),
         Ok(Err(err)) => record.failed(err.reason(), &err),
         Err(cut) => record.failed(cut.reason(), &cut),
     }
 }
 
-/// The checks in the order of the contract, then the app.
-async fn reach<'a>(
-    inner: &'a Inner,
-    record: &mut Record,
+async fn carry(
+    inner: &Inner,
+    record: &Record,
+    accepted: ResetOnDrop,
     client: ClientAddr,
     local: SocketAddr,
-) -> Result<(Place<'a>, ResetOnDrop), InboundError> {
+) -> Result<(), InboundError> {
+    let app = tokio::select! {
+        app = reach(inner, record, client, local) => app?,
+        err = relay::broken(accepted.get()) => {
+            return Err(InboundError::ClientGone(FarError::Broken(err)));
+        }
+    };
+    Ok(relay::join_tcp(app, accepted, record.traffic()).await?)
+}
+
+/// The checks in the order of the contract, then the app.
+async fn reach(
+    inner: &Inner,
+    record: &Record,
+    client: ClientAddr,
+    local: SocketAddr,
+) -> Result<ResetOnDrop, InboundError> {
     let app = plaintext_target(local)?;
     inner.refuse_own_ports(app)?;
     let workload = inner.pod.workload().await?;
-    record.dst_identity = Some(workload.identity());
+    record.facts().dst_identity = Some(workload.identity());
     let peer = Peer {
         principal: None,
         addr: client,
     };
-    let (place, permit) = inner.admit(&inner.pod.mesh.load(), peer, app)?;
-    let hop = LastHop::AsClient;
-    let app = inner.deliver(permit, &place, client, app, hop).await?;
-    Ok((place, app))
+    let permit = inner.admit(record, &inner.pod.mesh.load(), peer, app)?;
+    inner.deliver(permit, client, app, LastHop::AsClient).await
 }

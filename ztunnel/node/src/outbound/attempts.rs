@@ -215,7 +215,8 @@ fn is_refusal(err: &OutboundError) -> bool {
         | OutboundError::Gateway { .. }
         | OutboundError::NobodyAccepted { .. }
         | OutboundError::Retried { .. }
-        | OutboundError::AppGone(_) => false,
+        | OutboundError::AppGone(_)
+        | OutboundError::Relay(_) => false,
     }
 }
 

@@ -23,12 +23,12 @@ use ztunnel_mesh::reason::Reason;
 use ztunnel_mesh::{Refusal, Workload};
 use ztunnel_sys::socket::canonical;
 
+use crate::connections::{Direction, Record};
 use crate::identity::IdentityError;
 use crate::own_pod::{OwnPod, WorkloadUnknown, baggage};
-use crate::relay::{self, ResetOnDrop};
+use crate::relay::{self, RelayError, ResetOnDrop};
 use crate::state::{LOOKUP_WAIT, LookupTimeout};
 use crate::task::{Shutdown, TaskGroup};
-use crate::telemetry::{Direction, Record};
 use crate::tunnel::{Destination, OpenError, Pool, Stream, TunnelSettings};
 
 mod attempts;
@@ -93,6 +93,8 @@ enum OutboundError {
     },
     #[error("the app gave up")]
     AppGone(#[source] io::Error),
+    #[error(transparent)]
+    Relay(#[from] RelayError),
 }
 
 impl OutboundError {
@@ -115,6 +117,7 @@ impl OutboundError {
             Self::NobodyAccepted { reason, .. } => *reason,
             Self::Retried { last, .. } => last.reason(),
             Self::AppGone(_) => Reason::Reset,
+            Self::Relay(err) => err.reason(),
         }
     }
 }
@@ -154,31 +157,37 @@ impl Outbound {
                 return debug!(%error, "app gone before its connection was served");
             }
         };
-        let app = ResetOnDrop::new(accepted);
-        let mut record = Record::start(Direction::Outbound, &self.pod.name, src);
-        record.dst = Some(dst.0);
-
-        let reached = tokio::select! {
-            reached = Box::pin(self.reach(&mut record, src, dst)) => reached,
-            err = relay::broken(app.get()) => Err(OutboundError::AppGone(err)),
-        };
-        let ended = match reached {
-            Ok(Reached::Tcp(far)) => relay::join_tcp(app, far, &record.traffic).await,
-            Ok(Reached::Stream(far)) => relay::join(app, far, &record.traffic).await,
-            Err(err) => {
-                drop(app);
-                return record.failed(err.reason(), &err);
-            }
-        };
-        match ended {
-            Ok(()) => record.complete(),
-            Err(err) => record.failed(err.reason(), &err),
+        let record = self.pod.connections.start(Direction::Outbound, src);
+        record.facts().dst = Some(dst.0);
+        let carried = self.carry(&record, ResetOnDrop::new(accepted), src, dst);
+        match record.unless_cut(carried).await {
+            Ok(Ok(())) => record.complete(),
+            Ok(Err(err)) => record.failed(err.reason(), &err),
+            Err(cut) => record.failed(cut.reason(), &cut),
         }
+    }
+
+    async fn carry(
+        &self,
+        record: &Record,
+        app: ResetOnDrop,
+        src: ClientAddr,
+        dst: OrigDst,
+    ) -> Result<(), OutboundError> {
+        let reached = tokio::select! {
+            reached = Box::pin(self.reach(record, src, dst)) => reached?,
+            err = relay::broken(app.get()) => return Err(OutboundError::AppGone(err)),
+        };
+        match reached {
+            Reached::Tcp(far) => relay::join_tcp(app, far, record.traffic()).await?,
+            Reached::Stream(far) => relay::join(app, far, record.traffic()).await?,
+        }
+        Ok(())
     }
 
     async fn reach(
         &self,
-        record: &mut Record,
+        record: &Record,
         src: ClientAddr,
         dst: OrigDst,
     ) -> Result<Reached, OutboundError> {
@@ -186,7 +195,7 @@ impl Outbound {
             return Err(OutboundError::Loopback { to: dst });
         }
         let workload = self.pod.workload().await?;
-        record.src_identity = Some(workload.identity());
+        record.facts().src_identity = Some(workload.identity());
         let mut attempts = Attempts::new(&self.refusers, self.settings.connect_timeout);
         loop {
             let (route, drawn) = match self.route(&workload, dst, &attempts).await {
@@ -207,14 +216,14 @@ impl Outbound {
                 }
                 Err(err) => attempts.failed(attempt, err)?,
             }
-            record.hbone = None;
+            record.facts().hbone = None;
         }
     }
 
     /// Goes a route to its end. To be connected to its next hop may take `within`, or as long as usual.
     async fn follow(
         &self,
-        record: &mut Record,
+        record: &Record,
         src: ClientAddr,
         dst: OrigDst,
         workload: &Workload,
@@ -287,16 +296,19 @@ impl Outbound {
 
     async fn tunnel(
         &self,
-        record: &mut Record,
+        record: &Record,
         src: ClientAddr,
         workload: &Workload,
         route: HboneRoute,
         within: Option<Duration>,
     ) -> Result<Stream, OutboundError> {
         let trace = Traceparent::new(rand::random(), rand::random());
-        record.hbone = Some(route.peer);
-        record.dst_service.clone_from(&route.service);
-        record.trace = Some(trace);
+        {
+            let mut facts = record.facts();
+            facts.hbone = Some(route.peer);
+            facts.dst_service.clone_from(&route.service);
+            facts.trace = Some(trace);
+        }
         let to = Destination {
             peer: route.peer,
             credential: self.pod.credential(workload).await?,
@@ -317,9 +329,10 @@ impl Outbound {
             .pool
             .open_within(within, &to, &request, connect)
             .await?;
-        record.dst_identity = opened.tunnel.peer.map(Principal::into_identity);
-        record.tls_cipher = Some(opened.tunnel.tls.cipher);
-        record.tls_key_exchange = Some(opened.tunnel.tls.key_exchange);
+        let mut facts = record.facts();
+        facts.dst_identity = opened.tunnel.peer.map(Principal::into_identity);
+        facts.tls_cipher = Some(opened.tunnel.tls.cipher);
+        facts.tls_key_exchange = Some(opened.tunnel.tls.key_exchange);
         Ok(opened.stream)
     }
 }

@@ -18,6 +18,7 @@ use tracing::{error, warn};
 use ztunnel_mesh::name::{PodName, PodUid};
 
 use crate::capture::ListenerSet;
+use crate::connections::{Cut, Registry};
 use crate::identity::Identities;
 use crate::inbound::{Inbound, InboundSettings, Offer};
 use crate::outbound::Outbound;
@@ -225,7 +226,9 @@ struct ServedPod {
     /// Starting it ends the accept loops and tells tunnels to finish.
     shutdown: Shutdown,
     accepting: TaskGroup,
-    connections: TaskGroup,
+    /// Serve connections and tunnels.
+    serving: TaskGroup,
+    connections: Rc<Registry>,
     /// What goes on for as long as there are connections.
     watching: TaskGroup,
 }
@@ -237,7 +240,6 @@ impl ServedPod {
         ports: Arc<[u16]>,
         context: &NodeContext,
     ) -> io::Result<Self> {
-        let this = Self::empty();
         let listener = |fd: OwnedFd| TcpListener::from_std(std::net::TcpListener::from(fd));
         let (outbound_listener, plaintext_listener, hbone_listener) = (
             listener(listeners.outbound)?,
@@ -254,7 +256,8 @@ impl ServedPod {
             pod.net,
             ports,
         ));
-        let (settings, tasks, shutdown) = (&context.tunnel, &this.connections, &this.shutdown);
+        let this = Self::of(&own);
+        let (settings, tasks, shutdown) = (&context.tunnel, &this.serving, &this.shutdown);
         let outbound = Outbound::new(
             Rc::clone(&own),
             settings.clone(),
@@ -278,7 +281,6 @@ impl ServedPod {
     }
 
     fn start_daemon(pod: DaemonPod, context: &NodeContext) -> io::Result<Self> {
-        let this = Self::empty();
         let listener = TcpListener::from_std(std::net::TcpListener::from(pod.listener))?;
         let own = Rc::new(OwnPod::new(
             pod.pod,
@@ -289,17 +291,19 @@ impl ServedPod {
             pod.net,
             pod.ports,
         ));
+        let this = Self::of(&own);
         let inbound = this.inbound(&own, Offer::OwnPort(STATS_PORT), context);
         this.serve_tunnels(listener, inbound);
         this.prefetch(own);
         Ok(this)
     }
 
-    fn empty() -> Self {
+    fn of(pod: &OwnPod) -> Self {
         Self {
             shutdown: Shutdown::default(),
             accepting: TaskGroup::default(),
-            connections: TaskGroup::default(),
+            serving: TaskGroup::default(),
+            connections: Rc::clone(&pod.connections),
             watching: TaskGroup::default(),
         }
     }
@@ -310,7 +314,7 @@ impl ServedPod {
             offer,
             context.inbound,
             Arc::clone(&context.tunnel),
-            self.connections.clone(),
+            self.serving.clone(),
             self.shutdown.clone(),
         ))
     }
@@ -342,7 +346,7 @@ impl ServedPod {
     where
         F: Future<Output = ()> + 'static,
     {
-        let (shutdown, connections) = (self.shutdown.clone(), self.connections.clone());
+        let (shutdown, serving) = (self.shutdown.clone(), self.serving.clone());
         self.accepting.spawn_local(async move {
             let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_secs(1));
             loop {
@@ -354,7 +358,7 @@ impl ServedPod {
                 match accepted {
                     Ok((stream, _)) => {
                         backoff.reset();
-                        connections.spawn_local(serve(stream));
+                        serving.spawn_local(serve(stream));
                     }
                     // Out of descriptors or memory: slow down, never spin, never give up.
                     Err(err) => {
@@ -372,18 +376,26 @@ impl ServedPod {
                     .set_nonblocking(true)
                     .and_then(|()| TcpStream::from_std(stream));
                 if let Ok(stream) = stream {
-                    connections.spawn_local(serve(stream));
+                    serving.spawn_local(serve(stream));
                 }
             }
         });
     }
 
+    /// Says how many connections were still open after `deadline` and were cut.
     async fn drain(&self, deadline: Duration) -> usize {
         /// Accept loops end at once.
         const LOOPS: Duration = Duration::from_secs(1);
+        /// For tunnels to tell their peers that streams were cut.
+        const FAREWELL: Duration = Duration::from_millis(200);
         self.shutdown.start();
         self.accepting.drain(LOOPS).await;
-        let cut = self.connections.drain(deadline).await;
+        let cut = if self.serving.finish(deadline).await {
+            0
+        } else {
+            self.connections.cut_all(Cut::Drained).await
+        };
+        self.serving.drain(FAREWELL).await;
         self.watching.drain(Duration::ZERO).await;
         cut
     }

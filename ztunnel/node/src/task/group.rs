@@ -82,14 +82,18 @@ impl TaskGroup {
         self.tracker.is_empty()
     }
 
+    /// Waits for the tasks to end by themselves, and says whether all did by `deadline`.
+    pub async fn finish(&self, deadline: Duration) -> bool {
+        self.tracker.close();
+        tokio::time::timeout(deadline, self.tracker.wait())
+            .await
+            .is_ok()
+    }
+
     /// Waits for the tasks to end by themselves; whatever still runs after `deadline` is cut. Says how many
     /// tasks that were.
     pub async fn drain(&self, deadline: Duration) -> usize {
-        self.tracker.close();
-        if tokio::time::timeout(deadline, self.tracker.wait())
-            .await
-            .is_ok()
-        {
+        if self.finish(deadline).await {
             return 0;
         }
         let cut = self.tracker.len();

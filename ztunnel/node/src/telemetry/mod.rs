@@ -1,11 +1,9 @@
-//! What is told about connections: one record for each, and its line in the access log.
+//! What is counted and told.
 //!
-//! Absent for now: metrics. Field names of the access log live with the record, the only place that writes it.
+//! Absent for now: metrics.
 
 mod chain;
-mod record;
 mod traffic;
 
 pub use chain::chain;
-pub use record::{Direction, Record};
 pub use traffic::Traffic;
