@@ -15,7 +15,9 @@ pub(crate) struct Access(String);
 impl Access {
     /// The value of a field; empty when the line has no such field.
     pub(crate) fn field(&self, name: &str) -> &str {
-        let Some((_, rest)) = self.0.split_once(&format!(" {name}=")) else {
+        let starts = [format!(" {name}="), format!("\t{name}=")];
+        let rest = starts.iter().find_map(|start| self.0.split_once(start));
+        let Some((_, rest)) = rest else {
             return "";
         };
         match rest.strip_prefix('"') {
@@ -39,7 +41,7 @@ impl Access {
 /// All lines so far that say this.
 pub(crate) fn lines(node: &Node, fields: &[(&str, &str)]) -> Vec<Access> {
     let log = node.log();
-    let lines = log.lines().filter(|line| line.contains(" access: "));
+    let lines = log.lines().filter(|line| line.contains("\taccess\t"));
     let lines = lines.map(|line| Access(line.to_owned()));
     lines.filter(|line| line.says(fields)).collect()
 }

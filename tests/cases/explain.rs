@@ -79,7 +79,7 @@ fn agreed(lab: &Lab, to: &str) -> String {
     let src = report.local.unwrap().to_string();
     let line = access::line(
         lab.node("node1"),
-        &[("direction", "outbound"), ("src", &src)],
+        &[("direction", "outbound"), ("src.addr", &src)],
     );
     let verdict = &explained["verdict"];
     if let Some(refused) = verdict.get("refused") {
@@ -100,18 +100,18 @@ fn agreed(lab: &Lab, to: &str) -> String {
     if tunnel.is_null() {
         assert_eq!(report.outcome, Outcome::Good, "{to}: {said}");
         assert_eq!(
-            (line.field("hbone"), line.field("reason")),
+            (line.field("dst.addr"), line.field("reason")),
             ("", "COMPLETE")
         );
         return format!("direct {}", text(&plan["to"]));
     }
-    assert_eq!(line.field("hbone"), text(&plan["to"]), "{to}: {said}");
+    assert_eq!(line.field("dst.addr"), text(&plan["to"]), "{to}: {said}");
     let there = &explained["destination"];
     if let Some(refused) = there["verdict"].get("refused") {
         assert_eq!(report.outcome, Outcome::Reset, "{to}: {said}");
         assert_eq!(line.field("reason"), "PEER_DENIED", "{to}: {said}");
         let reason = text(&refused["reason"]);
-        let fields = [("src_identity", CLIENT), ("reason", reason)];
+        let fields = [("src.identity", CLIENT), ("reason", reason)];
         let denied = access::line(lab.node(text(&there["node"])), &fields);
         assert!(
             denied.contains(text(&refused["detail"])),
@@ -124,7 +124,7 @@ fn agreed(lab: &Lab, to: &str) -> String {
     assert!(
         expected
             .iter()
-            .any(|id| text(id) == line.field("dst_identity"))
+            .any(|id| text(id) == line.field("dst.identity"))
     );
     if there.is_null() {
         return format!("hbone {}", text(&plan["to"]));
@@ -132,8 +132,8 @@ fn agreed(lab: &Lab, to: &str) -> String {
     let app = text(&there["verdict"]["permitted"]["app"]);
     let fields = [
         ("direction", "inbound"),
-        ("dst", app),
-        ("src_identity", CLIENT),
+        ("dst.orig_addr", app),
+        ("src.identity", CLIENT),
     ];
     access::line(lab.node(text(&there["node"])), &fields);
     format!("hbone {} to {app}", text(&plan["to"]))

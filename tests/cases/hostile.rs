@@ -98,7 +98,7 @@ fn strangers_get_no_answer_on_15008() {
         assert_eq!((answer.status, &*answer.body), (200, &b"let me in"[..]));
         assert_eq!(answer.server.as_deref(), Some(far.identity()));
     }
-    let reached = access::lines(lab.node("node2"), &[("dst_identity", far.identity())]);
+    let reached = access::lines(lab.node("node2"), &[("dst.identity", far.identity())]);
     assert_eq!(reached.len(), 2, "{reached:#?}");
 }
 
@@ -157,7 +157,7 @@ fn an_impostor_on_15008_hears_nothing() {
         for ip in [pod.v4().unwrap(), vip] {
             let report = client.check(ip, &Check::echo(MARKER)).unwrap();
             let src = report.local.unwrap().to_string();
-            let line = access::line(lab.node("node1"), &[("src", &src)]);
+            let line = access::line(lab.node("node1"), &[("src.addr", &src)]);
             assert_eq!(line.field("reason"), reason, "{name}: {line:?}");
             let expected = match name {
                 "real" => Outcome::Good,

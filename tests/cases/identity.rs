@@ -65,7 +65,7 @@ fn both_nodes_log_who_called_whom() {
         let seen_as = report.local.unwrap().to_string();
         let out = access::line(
             lab.node("node1"),
-            &[("direction", "outbound"), ("src", &seen_as)],
+            &[("direction", "outbound"), ("src.addr", &seen_as)],
         );
         // The port that the client used is its own node's business: the stream is told apart by its trace.
         let trace = out.field("trace").to_owned();
@@ -74,10 +74,10 @@ fn both_nodes_log_who_called_whom() {
             &[("direction", "inbound"), ("trace", &trace)],
         );
         for line in [&out, &inbound] {
-            assert_eq!(line.field("src_identity"), from.identity(), "{line:?}");
-            assert_eq!(line.field("dst_identity"), to.identity(), "{line:?}");
+            assert_eq!(line.field("src.identity"), from.identity(), "{line:?}");
+            assert_eq!(line.field("dst.identity"), to.identity(), "{line:?}");
             assert_eq!(line.field("reason"), "COMPLETE", "{line:?}");
-            assert!(line.field("tls_cipher").starts_with("TLS_AES_"), "{line:?}");
+            assert!(line.field("tls.cipher").starts_with("TLS_AES_"), "{line:?}");
         }
         assert_eq!(out.field("pod"), from.key());
         assert_eq!(inbound.field("pod"), to.key());

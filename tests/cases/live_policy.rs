@@ -85,7 +85,7 @@ fn a_new_deny_cuts_the_streams_of_whom_it_names_and_no_others() {
     change(&lab, DENY_CLIENT, &[]);
     for line in wait_for_cuts(&lab, 2) {
         assert_eq!(line.field("direction"), "inbound");
-        assert_eq!(line.field("src_identity"), client.identity());
+        assert_eq!(line.field("src.identity"), client.identity());
         assert!(line.contains("shop/no-client"), "{line:?}");
     }
     denied.iter_mut().for_each(assert_cut);
@@ -156,7 +156,7 @@ fn a_policy_that_turns_strict_cuts_plaintext() {
         &["istio-system/istio_converted_static_strict"],
     );
     let line = wait_for_cuts(&lab, 1).remove(0);
-    assert_eq!(line.field("direction"), "inbound-plaintext");
+    assert_eq!(line.field("protocol"), "TCP");
     assert!(
         line.contains("istio-system/istio_converted_static_strict denies it"),
         "{line:?}"
@@ -191,7 +191,7 @@ fn an_allow_policy_that_is_attached_cuts_the_rest_and_one_that_goes_cuts_its_own
     }
     change(&lab, &both, &["shop/only-near"]);
     let line = wait_for_cuts(&lab, 1).remove(0);
-    assert_eq!(line.field("src_identity"), client.identity());
+    assert_eq!(line.field("src.identity"), client.identity());
     assert!(line.contains("no ALLOW policy"), "{line:?}");
     assert_cut(&mut by_client);
     // Now another one is all there is.

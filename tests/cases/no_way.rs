@@ -56,7 +56,7 @@ fn what_cannot_be_reached_as_it_should_be_is_not_reached() {
             .unwrap();
         assert_eq!(report.outcome, Outcome::Reset, "{ip}: {report:?}");
         let src = report.local.unwrap().to_string();
-        let line = access::line(lab.node("node1"), &[("src", &src)]);
+        let line = access::line(lab.node("node1"), &[("src.addr", &src)]);
         assert_eq!(line.field("reason"), reason, "{ip}: {line:?}");
         assert!(line.contains(said), "{ip}: {line:?}");
     }

@@ -56,7 +56,7 @@ fn assert_refused_in_time(lab: &Lab, ip: &str) {
     assert_eq!(report.outcome, Outcome::Reset, "{ip}: {report:?}");
     assert!(took < Duration::from_secs(10), "{ip}: {took:?}");
     let src = report.local.unwrap().to_string();
-    let line = access::line(lab.node("node1"), &[("src", &src)]);
+    let line = access::line(lab.node("node1"), &[("src.addr", &src)]);
     assert_eq!(line.field("reason"), "LOOKUP_TIMEOUT", "{ip}: {line:?}");
     let seen = link.stop().unwrap();
     let to: IpAddr = ip.parse().unwrap();
@@ -178,7 +178,7 @@ fn after_a_reconnect_all_that_was_asked_for_is_followed() {
     let report = check(&lab, FAR_VIP);
     assert_eq!(report.outcome, Outcome::Good, "{report:?}");
     let src = report.local.unwrap().to_string();
-    let line = access::line(lab.node("node1"), &[("src", &src)]);
+    let line = access::line(lab.node("node1"), &[("src.addr", &src)]);
     assert!(line.contains("/sa/other"), "{line:?}");
     assert_eq!(asked(&lab, FAR_VIP), 1);
 

@@ -48,7 +48,7 @@ fn status(lab: &Lab, identity: &str, to: &Pod, port: u16) -> u16 {
 
 /// What the daemon of node2 said last about a refusal to this client.
 fn denial(lab: &Lab, src_identity: &str, reason: &str) -> String {
-    let denied = [("src_identity", src_identity), ("reason", reason)];
+    let denied = [("src.identity", src_identity), ("reason", reason)];
     access::line(lab.node("node2"), &denied)
         .field("error")
         .to_owned()
@@ -150,7 +150,8 @@ fn strict_refuses_plaintext_and_nothing_else() {
         assert_eq!(report.outcome, Outcome::Reset, "{report:?}");
     }
     let refused = [
-        ("direction", "inbound-plaintext"),
+        ("direction", "inbound"),
+        ("protocol", "TCP"),
         ("reason", "POLICY_DENIED"),
     ];
     let line = access::line(lab.node("node2"), &refused);

@@ -72,7 +72,7 @@ fn assert_all_good(lab: &Lab, count: u32, what: &str) {
 /// What the client's proxy says of a connection.
 fn line(lab: &Lab, report: &Report) -> Access {
     let src = report.local.unwrap().to_string();
-    access::line(lab.node("node1"), &[("src", &src)])
+    access::line(lab.node("node1"), &[("src.addr", &src)])
 }
 
 fn server(lab: &Lab, pod: &str, identity: &str, status: u16) -> Server {
@@ -189,11 +189,11 @@ fn what_policy_denies_is_not_tried_elsewhere() {
         let report = check(&lab, &Check::echo("hello"));
         let line = line(&lab, &report);
         if report.outcome == Outcome::Good {
-            assert_eq!(line.field("hbone"), "10.244.2.10:15008", "{line:?}");
+            assert_eq!(line.field("dst.addr"), "10.244.2.10:15008", "{line:?}");
             continue;
         }
         denied += 1;
-        assert_eq!(line.field("hbone"), "10.244.2.11:15008", "{line:?}");
+        assert_eq!(line.field("dst.addr"), "10.244.2.11:15008", "{line:?}");
         assert!(line.contains("401"), "{line:?}");
         assert!(!line.contains("endpoint"), "{line:?}");
     }

@@ -110,7 +110,7 @@ fn check(lab: &Lab, to: &str) -> Report {
 /// The line of the client's proxy about a connection.
 fn line(lab: &Lab, report: &Report) -> Access {
     let src = report.local.unwrap().to_string();
-    access::line(lab.node("node1"), &[("src", &src)])
+    access::line(lab.node("node1"), &[("src.addr", &src)])
 }
 
 /// Connects to `to`, and the client talks to the waypoint at `via` and nobody else on the way.
@@ -119,13 +119,13 @@ fn assert_through(lab: &Lab, to: &str, via: &str) {
     let report = check(lab, to);
     assert_eq!(report.outcome, Outcome::Good, "{to} via {via}: {report:?}");
     let line = line(lab, &report);
-    assert_eq!(line.field("hbone"), hbone_at(via), "{to}: {line:?}");
-    assert_eq!(line.field("dst_identity"), WAYPOINT, "{to}: {line:?}");
+    assert_eq!(line.field("dst.addr"), hbone_at(via), "{to}: {line:?}");
+    assert_eq!(line.field("dst.identity"), WAYPOINT, "{to}: {line:?}");
     let seen = link.stop().unwrap();
     assert_only_to(&seen, via);
     // What the endpoint's proxy makes of it: the waypoint's connection, as itself.
     let from = lab.node("node2");
-    let fields = [("direction", "inbound"), ("src_identity", WAYPOINT)];
+    let fields = [("direction", "inbound"), ("src.identity", WAYPOINT)];
     access::line(from, &fields);
     assert_eq!(
         access::lines(from, &[("direction", "inbound")]).len(),
@@ -190,7 +190,7 @@ fn a_service_is_reached_through_its_waypoint_by_hostname_and_by_address() {
     let report = check(&lab, FAR[0]);
     assert_eq!(report.outcome, Outcome::Good, "{report:?}");
     let line = line(&lab, &report);
-    assert_eq!(line.field("hbone"), hbone_at(FAR[0]), "{line:?}");
+    assert_eq!(line.field("dst.addr"), hbone_at(FAR[0]), "{line:?}");
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn a_pod_is_reached_through_its_waypoint_by_hostname_and_by_address() {
     let report = check(&lab, VIP[0]);
     assert_eq!(report.outcome, Outcome::Good, "{report:?}");
     let line = line(&lab, &report);
-    assert_eq!(line.field("hbone"), hbone_at(FAR[0]), "{line:?}");
+    assert_eq!(line.field("dst.addr"), hbone_at(FAR[0]), "{line:?}");
 }
 
 #[test]

@@ -118,23 +118,17 @@ impl AccessLog {
             let lines = log
                 .lines()
                 .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            let mut outbound = lines.filter(|line| {
-                line["target"] == "access" && line["fields"]["direction"] == "outbound"
-            });
+            let mut outbound =
+                lines.filter(|line| line["scope"] == "access" && line["direction"] == "outbound");
             if let Some(line) = outbound.next() {
-                let field = |name: &str| {
-                    line["fields"][name]
-                        .as_str()
-                        .unwrap_or("unknown")
-                        .to_owned()
-                };
+                let field = |name: &str| line[name].as_str().unwrap_or("unknown").to_owned();
                 return Ok(Self {
-                    src_identity: field("src_identity"),
-                    dst_identity: field("dst_identity"),
-                    dst: field("dst"),
-                    hbone: field("hbone"),
-                    cipher: field("tls_cipher"),
-                    key_exchange: field("tls_key_exchange"),
+                    src_identity: field("src.identity"),
+                    dst_identity: field("dst.identity"),
+                    dst: field("dst.orig_addr"),
+                    hbone: field("dst.addr"),
+                    cipher: field("tls.cipher"),
+                    key_exchange: field("tls.key_exchange"),
                 });
             }
             if std::time::Instant::now() > deadline {

@@ -76,11 +76,11 @@ fn an_app_behind_a_proxy_header_is_told_who_asked_for_what() {
         let at = SocketAddr::new(WP[family].parse().unwrap(), Service::Proxied.port());
         let fields = [
             ("direction", "inbound"),
-            ("dst", &*at.to_string()),
+            ("dst.orig_addr", &*at.to_string()),
             ("reason", "COMPLETE"),
         ];
         let line = access::line(lab.node("node2"), &fields);
-        assert_eq!(line.field("src_identity"), client.identity(), "{line:?}");
+        assert_eq!(line.field("src.identity"), client.identity(), "{line:?}");
     }
 }
 

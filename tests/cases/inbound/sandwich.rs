@@ -49,7 +49,7 @@ fn a_waypoint_behind_its_proxy_takes_what_is_its_own_and_nothing_else() {
         let at = format!("{WP}:{}", Service::Echo.port());
         let reached = [
             ("direction", "inbound"),
-            ("dst", &*at),
+            ("dst.orig_addr", &*at),
             ("reason", "COMPLETE"),
         ];
         let node = lab.node("node2");

@@ -29,7 +29,7 @@ fn a_name_leads_to_the_target_port_of_its_service() {
         assert_eq!(text(&ask(&client, ip, &many(81))), "hello");
     }
     let at = format!("{FAR}:7002");
-    access::line(node, &[("dst", &*at), ("reason", "COMPLETE")]);
+    access::line(node, &[("dst.orig_addr", &*at), ("reason", "COMPLETE")]);
     for port in [82, 83, 7001] {
         refused(node, &client, FAR, &many(port), 503, "NO_ROUTE");
     }

@@ -61,9 +61,9 @@ fn tls_1_2_is_spoken_both_ways_where_it_is_allowed() {
         .unwrap();
     assert_eq!(report.outcome, Outcome::Good, "{report:?}");
     assert_eq!(server.connects().len(), 1);
-    let line = access::line(lab.node("node1"), &[("dst_identity", other.identity())]);
+    let line = access::line(lab.node("node1"), &[("dst.identity", other.identity())]);
     assert!(
-        line.field("tls_cipher")
+        line.field("tls.cipher")
             .starts_with("TLS_ECDHE_ECDSA_WITH_AES_"),
         "{line:?}"
     );
@@ -72,8 +72,8 @@ fn tls_1_2_is_spoken_both_ways_where_it_is_allowed() {
         .check(far.v4().unwrap(), &Check::echo("hello"))
         .unwrap();
     assert_eq!(report.outcome, Outcome::Good, "{report:?}");
-    let line = access::line(lab.node("node1"), &[("dst_identity", far.identity())]);
-    assert_eq!(line.field("tls_cipher"), "TLS_AES_128_GCM_SHA256");
+    let line = access::line(lab.node("node1"), &[("dst.identity", far.identity())]);
+    assert_eq!(line.field("tls.cipher"), "TLS_AES_128_GCM_SHA256");
 }
 
 #[test]
@@ -85,8 +85,8 @@ fn post_quantum_only_refuses_who_cannot() {
         .check(far.v4().unwrap(), &Check::echo("hello"))
         .unwrap();
     assert_eq!(report.outcome, Outcome::Good, "{report:?}");
-    let line = access::line(lab.node("node1"), &[("dst_identity", far.identity())]);
-    assert_eq!(line.field("tls_key_exchange"), "X25519MLKEM768");
+    let line = access::line(lab.node("node1"), &[("dst.identity", far.identity())]);
+    assert_eq!(line.field("tls.key_exchange"), "X25519MLKEM768");
 
     let credential = lab
         .control_plane()

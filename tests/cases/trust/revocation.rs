@@ -77,7 +77,7 @@ fn a_revoked_client_is_cut_off_and_kept_out_until_the_list_forgets_it() {
     publish(node2, &taken_back(&lab, &client));
     let ended = [("direction", "inbound"), ("reason", "PEER_REVOKED")];
     let line = access::line(node2, &ended);
-    assert_eq!(line.field("src_identity"), client.identity());
+    assert_eq!(line.field("src.identity"), client.identity());
     assert_ne!(cut.exchange("still there?").unwrap().outcome, Outcome::Good);
     assert_eq!(
         stays.exchange("still there?").unwrap().outcome,
@@ -121,7 +121,7 @@ fn a_revoked_server_loses_its_clients_and_gets_no_new_ones() {
     publish(node1, &taken_back(&lab, &far));
     let ended = [("direction", "outbound"), ("reason", "PEER_REVOKED")];
     let line = access::line(node1, &ended);
-    assert_eq!(line.field("dst_identity"), far.identity());
+    assert_eq!(line.field("dst.identity"), far.identity());
     assert_ne!(cut.exchange("still there?").unwrap().outcome, Outcome::Good);
     assert_eq!(
         stays.exchange("still there?").unwrap().outcome,

@@ -8,21 +8,22 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
-use ztunnel_node::admin::{AdminError, HttpListener, READINESS_PORT, Readiness};
+use ztunnel_node::admin::{AdminError, HttpListener, READINESS_PORT, Readiness, stats};
 use ztunnel_node::capture::{NodeCapture, NodeClaim};
 use ztunnel_node::discovery::{self, DiscoveryConfig};
 use ztunnel_node::enroll::{self, ApiListener, Enroller};
 use ztunnel_node::explain::Explainer;
 use ztunnel_node::identity::{CaConfig, Identities};
+use ztunnel_node::own_pod::OwnNode;
 use ztunnel_node::pod::{DaemonPod, NodeContext, Workers};
 use ztunnel_node::state::mesh_channel;
 use ztunnel_node::task::{Pace, Shutdown, TaskGroup};
-use ztunnel_node::telemetry::chain;
+use ztunnel_node::telemetry::{CounterOf, Log, MOST_PAIRS, Metrics, Telemetry, chain, start_log};
 use ztunnel_node::tls::{self, CrlFile};
 use ztunnel_sys::cgroup::{self, OwnCgroup};
 
 use crate::cli::fail;
-use crate::config::{Config, Log, LogFormat};
+use crate::config::Config;
 
 /// How long tasks that have been told to end may take.
 const LAST_TASKS: Duration = Duration::from_secs(2);
@@ -54,9 +55,10 @@ pub(crate) fn main() -> ExitCode {
         Ok(config) => config,
         Err(err) => return fail(&err),
     };
-    if let Err(err) = init_log(&config.log) {
-        return fail(&err);
-    }
+    let log = match start_log(&config.log.filter, config.log.format) {
+        Ok((log, _)) => log,
+        Err(err) => return fail(&err),
+    };
     // One or two control threads: the traffic is the workers'.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -64,33 +66,35 @@ pub(crate) fn main() -> ExitCode {
         .enable_all()
         .build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(run(config)),
+        Ok(runtime) => runtime.block_on(run(config, log.clone())),
         Err(source) => Err(StartError::System {
             what: "start the control threads",
             source,
         }),
     };
     drop(cgroup::leave_own());
+    log.flush();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => fail(&chain(&err)),
     }
 }
 
-async fn run(config: Config) -> Result<(), StartError> {
+async fn run(config: Config, log: Log) -> Result<(), StartError> {
     raise_descriptor_limit();
     // First of all, before anything is touched that a running daemon depends on.
     let claim = NodeClaim::take(&config.paths.bpf_dir)?;
     let api = ApiListener::bind(&config.paths.api_socket)?;
     let probes = HttpListener::bind("readiness probes", READINESS_PORT)?;
     let daemon_pod = config.node.own_pod.clone();
-    let daemon_pod = daemon_pod.map(|pod| DaemonPod::open(pod, config.liveness));
+    let daemon_pod = daemon_pod.map(|pod| DaemonPod::open(pod, config.liveness, config.stats_port));
     let daemon_pod = daemon_pod
         .transpose()
         .map_err(|source| StartError::System {
             what: "listen on port 15008 for those who read metrics",
             source,
         })?;
+    let scrapes = HttpListener::bind("metrics", config.stats_port)?;
     let own: OwnCgroup = cgroup::enter_own()?;
     let mut ends = Ends::new()?;
     let (shutdown, tasks) = (Shutdown::default(), TaskGroup::default());
@@ -103,6 +107,15 @@ async fn run(config: Config) -> Result<(), StartError> {
     let answer = move |request: &_| probed.answer(request);
     probes.serve(answer, shutdown.clone(), &tasks);
     tasks.spawn(readiness.clone().tell(shutdown.clone()));
+
+    let telemetry = telemetry(&config.node.istio_version, log);
+    // Until the very end: the last scrape is not lost.
+    let (last, scraped) = (Shutdown::default(), TaskGroup::default());
+    scrapes.serve(
+        stats(Arc::clone(&telemetry.metrics)),
+        last.clone(),
+        &scraped,
+    );
 
     let tls = tls_context(&config, &tasks, &shutdown);
     let (mesh, reader) = mesh_channel();
@@ -126,10 +139,13 @@ async fn run(config: Config) -> Result<(), StartError> {
     let identities = Identities::new(ca, tasks.clone(), shutdown.clone());
 
     let context = NodeContext {
-        node_name: config.node.name.into(),
-        network: config.node.network.into(),
-        mesh: reader,
-        identities,
+        node: OwnNode {
+            name: config.node.name.into(),
+            network: config.node.network.into(),
+            mesh: reader,
+            identities,
+            telemetry,
+        },
         tunnel: Arc::new(config.tunnel),
         inbound: config.inbound,
     };
@@ -151,13 +167,13 @@ async fn run(config: Config) -> Result<(), StartError> {
     .await?;
     let (stop, mut stopped) = mpsc::channel(1);
     let explainer = Explainer {
-        node: Arc::clone(&context.node_name),
-        network: Arc::clone(&context.network),
-        mesh: context.mesh.clone(),
+        node: Arc::clone(&context.node.name),
+        network: Arc::clone(&context.node.network),
+        mesh: context.node.mesh.clone(),
     };
     api.serve(enroller.clone(), explainer, stop, shutdown.clone(), &tasks);
     drop(starting);
-    info!(node = %context.node_name, workers = config.worker_threads, "daemon started");
+    info!(node = %context.node.name, workers = config.worker_threads, "daemon started");
 
     tokio::select! {
         signal = ends.wait() => info!(signal, "daemon is stopping; enrolled pods stay captured"),
@@ -166,7 +182,23 @@ async fn run(config: Config) -> Result<(), StartError> {
     shutdown.start();
     enroller.stop(config.drain_deadline).await;
     tasks.drain(LAST_TASKS).await;
+    last.start();
+    scraped.drain(LAST_TASKS).await;
     Ok(())
+}
+
+fn telemetry(version: &str, log: Log) -> Telemetry {
+    let metrics = Metrics::new(version, MOST_PAIRS);
+    let lines = log.clone();
+    let dropped = CounterOf::new(
+        "ztunnel_log_dropped_total",
+        "Log lines that nobody took in time.",
+        move || lines.dropped(),
+    );
+    if let Err(error) = metrics.register(dropped) {
+        warn!(%error, "dropped log lines are not counted");
+    }
+    Telemetry::new(metrics, log)
 }
 
 /// What all certificates are used with. The revocation lists, if there are any, are in force before the first
@@ -216,16 +248,4 @@ fn raise_descriptor_limit() {
     if let Err(err) = raised {
         warn!(error = %err, "the limit of open files stays as it is");
     }
-}
-
-fn init_log(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let filter = tracing_subscriber::EnvFilter::builder().parse(&log.filter)?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(false);
-    match log.format {
-        LogFormat::Json => builder.json().init(),
-        LogFormat::Plain => builder.init(),
-    }
-    Ok(())
 }

@@ -168,6 +168,18 @@ pub enum ResponseFlags {
 }
 
 impl ResponseFlags {
+    /// Every one there is, in the order of their numbers.
+    pub const ALL: &'static [Self] = &[
+        Self::Unflagged,
+        Self::Deny,
+        Self::Connect,
+        Self::TlsFailure,
+        Self::H2HandshakeFailure,
+        Self::NetworkPolicy,
+        Self::IdentityError,
+        Self::CertRevoked,
+    ];
+
     /// As metrics spell it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

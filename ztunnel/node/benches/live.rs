@@ -20,10 +20,11 @@ use ztunnel_mesh::authorize::{Peer, PodPolicies};
 use ztunnel_mesh::name::{Identity, PodName, PolicyName, Principal};
 use ztunnel_mesh::policy::{Action, Clause, Match, Policy, PolicyScope, Rule, StringMatch};
 use ztunnel_mesh::{Delta, Upsert, Workload};
-use ztunnel_node::connections::{Cut, Direction, Record, Registry};
+use ztunnel_node::connections::{Cut, Record, Registry};
 use ztunnel_node::inbound::Live;
 use ztunnel_node::relay::{ResetOnDrop, join_tcp};
 use ztunnel_node::state::{MeshReader, MeshWriter, mesh_channel};
+use ztunnel_node::telemetry::{Direction, Telemetry};
 
 const CONNECTIONS: usize = 50_000;
 /// Each takes four descriptors.
@@ -106,11 +107,14 @@ struct Pod(Rc<Registry>, Live);
 
 impl Pod {
     fn new() -> Self {
-        let connections = Registry::new(PodName {
-            namespace: "shop".into(),
-            name: UID.into(),
-            service_account: "web".into(),
-        });
+        let connections = Registry::new(
+            PodName {
+                namespace: "shop".into(),
+                name: UID.into(),
+                service_account: "web".into(),
+            },
+            Telemetry::default(),
+        );
         Self(Rc::clone(&connections), Live::new(connections))
     }
 

@@ -9,18 +9,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ztunnel_hbone::Baggage;
+use ztunnel_mesh::addr::{AppAddr, ClientAddr};
 use ztunnel_mesh::authorize::PodPolicies;
 use ztunnel_mesh::name::{Identity, PodName};
+use ztunnel_mesh::service::Service;
+use ztunnel_mesh::workload::PortPair;
 use ztunnel_mesh::{Mesh, Workload};
 
 use crate::connections::Registry;
 use crate::identity::{Identities, IdentityError, IdentityHold};
 use crate::state::MeshReader;
 use crate::task::PodNet;
+use crate::telemetry::{Party, Telemetry};
 use crate::tls::Credential;
 
 /// How long a connection waits for the control plane to tell about its pod.
 pub const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
+
+/// What all pods of this node have in common.
+#[derive(Clone, Debug)]
+pub struct OwnNode {
+    pub name: Arc<str>,
+    pub network: Arc<str>,
+    pub mesh: MeshReader,
+    pub identities: Identities,
+    pub telemetry: Telemetry,
+}
 
 /// One enrolled pod, as one worker thread sees it.
 #[derive(Debug)]
@@ -57,24 +71,16 @@ pub struct WorkloadUnknown {
 
 impl OwnPod {
     #[must_use]
-    pub fn new(
-        name: PodName,
-        node: Arc<str>,
-        network: Arc<str>,
-        mesh: MeshReader,
-        identities: Identities,
-        net: PodNet,
-        ports: Arc<[u16]>,
-    ) -> Self {
+    pub fn new(name: PodName, node: OwnNode, net: PodNet, ports: Arc<[u16]>) -> Self {
         Self {
-            connections: Registry::new(name.clone()),
+            connections: Registry::new(name.clone(), node.telemetry),
             name,
-            node,
-            network,
-            mesh,
+            node: node.name,
+            network: node.network,
+            mesh: node.mesh,
             net,
             ports,
-            identities,
+            identities: node.identities,
             policies: RefCell::default(),
             hold: RefCell::default(),
         }
@@ -120,6 +126,43 @@ impl OwnPod {
             service_account: Arc::clone(&self.name.service_account),
             node: Arc::clone(&self.node),
         }
+    }
+
+    /// Who connects from an address, for telemetry: what the mesh knows there, or else what was said.
+    #[must_use]
+    pub fn party_at(&self, mesh: &Mesh, client: ClientAddr, otherwise: Party) -> Party {
+        let known = mesh.workload_by_ip(&self.network, client.0.ip());
+        known.map_or(otherwise, |workload| Party::Workload(Arc::clone(workload)))
+    }
+
+    /// The service that a connection to `app` was for, for telemetry: the one that the client names if `workload`, which
+    /// is this pod's, is part of it; else the first that has this port there.
+    #[must_use]
+    pub fn service_for(
+        &self,
+        mesh: &Mesh,
+        workload: &Workload,
+        named: Option<&str>,
+        app: AppAddr,
+    ) -> Option<Arc<Service>> {
+        let own = || workload.memberships.iter();
+        let named = named.and_then(|name| own().find(|m| *m.service.hostname == *name));
+        if let Some(membership) = named {
+            return mesh.service(&membership.service).cloned();
+        }
+        let port = app.0.port();
+        own().find_map(|membership| {
+            let service = mesh.service(&membership.service)?;
+            let leads_there = |pair: &PortPair| {
+                let target = membership.target_port(pair.service);
+                target.or(service.target_port(pair.service)) == Some(port)
+            };
+            service
+                .ports
+                .iter()
+                .any(leads_there)
+                .then(|| Arc::clone(service))
+        })
     }
 
     /// Has the certificate fetched before the first connection needs it. Waits for the control plane as long as it

@@ -26,6 +26,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ztunnel_node::admin::STATS_PORT;
 use ztunnel_node::control_plane::Endpoint;
 use ztunnel_node::discovery::Subscription;
 use ztunnel_node::inbound::InboundSettings;
@@ -36,7 +37,7 @@ use ztunnel_sys::socket::Liveness;
 use endpoint::Credentials;
 use node::Node;
 use process::LocalPaths;
-pub(crate) use process::{Log, LogFormat};
+pub(crate) use process::Log;
 pub(crate) use settings::reference;
 use source::{ConfigError, Disk, Files, Reader};
 
@@ -64,6 +65,7 @@ pub(crate) struct Config {
     /// How long connections may go on after the daemon was told to stop.
     pub(crate) drain_deadline: Duration,
     pub(crate) log: Log,
+    pub(crate) stats_port: u16,
     pub(crate) paths: LocalPaths,
 }
 
@@ -129,6 +131,7 @@ impl Config {
             worker_threads: worker_threads?,
             drain_deadline: drain_deadline?,
             log: log?,
+            stats_port: proxy.stats_port.unwrap_or(STATS_PORT),
             paths: paths?,
         })
     }

@@ -18,6 +18,8 @@ pub(crate) struct Node {
     pub(crate) network: String,
     /// The daemon's own pod, when all of its name is known.
     pub(crate) own_pod: Option<PodName>,
+    /// The release that this daemon is part of, as far as anybody said.
+    pub(crate) istio_version: String,
     /// The same for discovery.
     pub(crate) description: NodeDescription,
 }
@@ -45,6 +47,8 @@ pub(super) fn read(
     for (key, value) in metajson? {
         metadata.insert(key.to_owned(), value);
     }
+    let istio_version = metadata.get("ISTIO_VERSION").and_then(Value::as_str);
+    let istio_version = istio_version.unwrap_or("unknown").to_owned();
     let (name, pod, namespace) = (name?, pod?, namespace?);
     let own_pod = match (&pod, &namespace, account?) {
         (Some(pod), Some(namespace), Some(account)) => Some(PodName {
@@ -56,6 +60,7 @@ pub(super) fn read(
     };
     Some(Node {
         own_pod,
+        istio_version,
         description: NodeDescription {
             pod_name: pod.unwrap_or_default(),
             namespace: namespace.unwrap_or_default(),

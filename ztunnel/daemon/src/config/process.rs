@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tracing_subscriber::EnvFilter;
+use ztunnel_node::telemetry::{LogFormat, chain, directives};
 
 use super::settings;
 use super::source::Reader;
@@ -15,12 +15,6 @@ pub(crate) struct Log {
     /// Directives that `EnvFilter` takes.
     pub(crate) filter: String,
     pub(crate) format: LogFormat,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LogFormat {
-    Plain,
-    Json,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +68,9 @@ pub(super) fn drain_deadline(reader: &mut Reader<'_>) -> Option<Duration> {
 
 pub(super) fn log(reader: &mut Reader<'_>) -> Option<Log> {
     let filter = reader.value(&settings::RUST_LOG, |text| {
-        directives(text).map(|()| text.to_owned())
+        directives(text)
+            .map(|_| text.to_owned())
+            .map_err(|err| chain(&err))
     });
     let format = reader.value(&settings::LOG_FORMAT, |text| match text {
         "plain" => Ok(LogFormat::Plain),
@@ -85,22 +81,6 @@ pub(super) fn log(reader: &mut Reader<'_>) -> Option<Log> {
         filter: filter?,
         format: format?,
     })
-}
-
-/// A bare word that is no level would be taken for a target at level trace: a misspelled level, far too much log.
-fn directives(text: &str) -> Result<(), String> {
-    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
-    for part in text.split(',') {
-        let word = part.rsplit_once('=').map_or(part, |(_, level)| level);
-        if !level(word.trim()) {
-            return Err(format!("{:?} is no level", word.trim()));
-        }
-    }
-    match EnvFilter::try_new(text) {
-        Ok(_) => Ok(()),
-        Err(err) => Err(err.to_string()),
-    }
 }
 
 pub(super) fn paths(reader: &mut Reader<'_>) -> Option<LocalPaths> {

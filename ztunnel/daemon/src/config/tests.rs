@@ -9,10 +9,11 @@ use serde_json::json;
 use ztunnel_node::control_plane::{RootSource, TokenSource};
 use ztunnel_node::inbound::InboundSettings;
 
+use super::Config;
 use super::settings::{MESH_FILE, reference};
 use super::source::{ConfigError, Files};
 use super::value::{self, Threads};
-use super::{Config, LogFormat};
+use ztunnel_node::telemetry::LogFormat;
 use ztunnel_sys::socket::Keepalive;
 
 const ROOT: &str = "./var/run/secrets/istio/root-cert.pem";

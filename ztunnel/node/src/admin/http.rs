@@ -7,12 +7,14 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::TcpListener as StdTcpListener;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -28,7 +30,70 @@ use crate::task::{Backoff, Shutdown, TaskGroup};
 /// The head of a request; its body is not looked at.
 pub type Request = http::Request<()>;
 /// What is answered.
-pub type Response = http::Response<Bytes>;
+pub type Response = http::Response<Body>;
+
+/// The body of an answer.
+pub enum Body {
+    Whole(Full<Bytes>),
+    /// Made while it is sent, because it may be large.
+    Pieces(Box<dyn Iterator<Item = Bytes> + Send>),
+}
+
+#[cfg(test)]
+impl Body {
+    pub(super) fn text(self) -> String {
+        let mut body = self;
+        let mut text = Vec::new();
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        while let Poll::Ready(Some(piece)) =
+            hyper::body::Body::poll_frame(Pin::new(&mut body), &mut cx)
+        {
+            text.extend_from_slice(&piece.unwrap().into_data().unwrap());
+        }
+        String::from_utf8(text).unwrap()
+    }
+}
+
+impl Default for Body {
+    fn default() -> Self {
+        Self::Whole(Full::default())
+    }
+}
+
+impl<T: Into<Bytes>> From<T> for Body {
+    fn from(whole: T) -> Self {
+        Self::Whole(Full::new(whole.into()))
+    }
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.get_mut() {
+            Self::Whole(body) => Pin::new(body).poll_frame(cx),
+            Self::Pieces(pieces) => Poll::Ready(pieces.next().map(|piece| Ok(Frame::data(piece)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(body) => body.is_end_stream(),
+            Self::Pieces(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(body) => body.size_hint(),
+            Self::Pieces(_) => SizeHint::default(),
+        }
+    }
+}
 
 /// From the connect to the end of the answer.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -122,7 +187,7 @@ async fn connection(
     answer: Arc<impl Fn(&Request) -> Response + Send + Sync + 'static>,
 ) {
     let service = service_fn(|request: http::Request<Incoming>| {
-        let response = answer(&request.map(drop)).map(Full::new);
+        let response = answer(&request.map(drop));
         async { Ok::<_, Infallible>(response) }
     });
     let mut server = http1::Builder::new();

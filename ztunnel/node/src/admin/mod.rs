@@ -4,11 +4,13 @@
 
 mod http;
 mod readiness;
+mod stats;
 
 use std::io;
 
-pub use http::{HttpListener, Request, Response};
+pub use http::{Body, HttpListener, Request, Response};
 pub use readiness::{Pending, Readiness};
+pub use stats::{STATS_PORT, stats};
 
 /// Where readiness is asked for. Fixed: probes of every installation name it.
 pub const READINESS_PORT: u16 = 15021;

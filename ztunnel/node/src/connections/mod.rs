@@ -9,7 +9,7 @@
 mod record;
 mod registry;
 
-pub use record::{Cut, Direction, Facts, Record};
+pub use record::{Cut, Record};
 pub use registry::Registry;
 
 #[cfg(test)]

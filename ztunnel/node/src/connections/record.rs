@@ -1,61 +1,20 @@
-//! The one record of a connection, and its line in the access log.
+//! The one record of a connection.
 
 use std::cell::RefMut;
 use std::error::Error;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Poll, Waker};
+use std::time::SystemTime;
 
-use tracing::info;
-use ztunnel_hbone::Traceparent;
 use ztunnel_mesh::Refusal;
-use ztunnel_mesh::addr::{AppAddr, HboneAddr};
+use ztunnel_mesh::addr::AppAddr;
 use ztunnel_mesh::authorize::Peer;
-use ztunnel_mesh::name::Identity;
 use ztunnel_mesh::reason::Reason;
 
 use super::registry::{Connection, Registry};
-use crate::telemetry::{Traffic, chain};
-
-/// Which way a connection crosses the pod's edge, and as what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// An app of this pod connected.
-    Outbound,
-    /// A stream of a tunnel to this pod.
-    InboundHbone,
-    /// Plain TCP from outside the mesh, or a client that does not use the tunnel.
-    InboundPlaintext,
-}
-
-impl Direction {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Outbound => "outbound",
-            Self::InboundHbone => "inbound",
-            Self::InboundPlaintext => "inbound-plaintext",
-        }
-    }
-}
-
-/// Everything there is to say about one connection. Filled in as it becomes known.
-#[derive(Debug, Default)]
-pub struct Facts {
-    pub src_identity: Option<Identity>,
-    /// Where the client meant to connect.
-    pub dst: Option<SocketAddr>,
-    /// Hostname of the service the client asked for.
-    pub dst_service: Option<Arc<str>>,
-    pub dst_identity: Option<Identity>,
-    /// The 15008 that the stream goes to, or came in by.
-    pub hbone: Option<HboneAddr>,
-    pub tls_cipher: Option<&'static str>,
-    pub tls_key_exchange: Option<&'static str>,
-    pub trace: Option<Traceparent>,
-}
+use crate::telemetry::{Ended, Facts, Traffic};
 
 /// Why a connection was cut by somebody else than its ends.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -139,14 +98,34 @@ impl Record {
         }
     }
 
+    /// Both ends are known now: it is counted as opened.
+    pub fn opened(&self) {
+        let Connection {
+            direction,
+            facts,
+            traffic,
+            ..
+        } = &*self.connection;
+        let table = &self.registry.telemetry.metrics.traffic;
+        let pairs = &self.registry.pairs;
+        pairs.open(table, *direction, &facts.borrow(), traffic);
+    }
+
+    /// It can carry bytes now.
+    pub fn connected(&self) {
+        let after = self.connection.accepted.elapsed();
+        let metrics = &self.registry.telemetry.metrics;
+        metrics.connected(self.connection.direction, after);
+    }
+
     /// The connection ended as both sides wanted.
     pub fn complete(self) {
         self.end(Reason::Complete, None);
     }
 
     /// The connection ended or was refused, and why.
-    pub fn failed(self, reason: Reason, error: &(dyn Error + 'static)) {
-        self.end(reason, Some(chain(error)));
+    pub fn failed(self, reason: Reason, error: impl Error + Send + Sync + 'static) {
+        self.end(reason, Some(Box::new(error)));
     }
 
     /// Nothing is to be told about it: others do.
@@ -154,35 +133,28 @@ impl Record {
         self.ended = true;
     }
 
-    fn end(mut self, reason: Reason, error: Option<String>) {
-        self.log(reason, error);
-        self.ended = true;
+    fn end(mut self, reason: Reason, error: Option<Box<dyn Error + Send + Sync>>) {
+        self.tell(reason, error);
     }
 
-    fn log(&self, reason: Reason, error: Option<String>) {
+    fn tell(&mut self, reason: Reason, error: Option<Box<dyn Error + Send + Sync>>) {
+        self.ended = true;
         let connection = &*self.connection;
-        let facts = connection.facts.borrow();
-        let duration = connection.accepted.elapsed().as_millis();
-        info!(
-            target: "access",
-            direction = connection.direction.as_str(),
-            pod = %self.registry.pod,
-            src = %connection.src,
-            src_identity = facts.src_identity.as_ref().map(tracing::field::display),
-            dst = facts.dst.map(tracing::field::display),
-            dst_service = facts.dst_service.as_deref(),
-            dst_identity = facts.dst_identity.as_ref().map(tracing::field::display),
-            hbone = facts.hbone.map(tracing::field::display),
-            tls_cipher = facts.tls_cipher,
-            tls_key_exchange = facts.tls_key_exchange,
-            trace = facts.trace.as_ref().map(Traceparent::trace_id),
-            bytes_out = connection.traffic.sent(),
-            bytes_in = connection.traffic.received(),
-            duration_ms = u64::try_from(duration).unwrap_or(u64::MAX),
-            reason = reason.code(),
+        let ended = Ended {
+            at: SystemTime::now(),
+            direction: connection.direction,
+            pod: self.registry.pod.clone(),
+            client: connection.src,
+            facts: connection.facts.take(),
+            bytes_sent: 0,
+            bytes_received: 0,
+            duration: connection.accepted.elapsed(),
+            opened: false,
+            reason,
             error,
-            "connection closed"
-        );
+        };
+        let telemetry = &self.registry.telemetry;
+        telemetry.ended(&connection.traffic, Box::new(ended));
     }
 }
 
@@ -200,7 +172,7 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         if !self.ended {
-            self.log(Reason::Drained, None);
+            self.tell(Reason::Drained, None);
         }
         self.registry.leave(&self.connection);
     }

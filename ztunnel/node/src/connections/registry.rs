@@ -15,8 +15,8 @@ use ztunnel_mesh::addr::{AppAddr, ClientAddr};
 use ztunnel_mesh::authorize::Peer;
 use ztunnel_mesh::name::{PodName, Principal};
 
-use super::record::{Cut, Direction, Facts, Record, State};
-use crate::telemetry::Traffic;
+use super::record::{Cut, Record, State};
+use crate::telemetry::{Direction, Facts, KnownPairs, Telemetry, Traffic};
 
 /// So many connections are looked at before others get their turn,
 const BATCH: usize = 256;
@@ -27,6 +27,8 @@ const MOST_CUT: usize = 16;
 #[derive(Debug)]
 pub struct Registry {
     pub(super) pod: PodName,
+    pub(super) telemetry: Telemetry,
+    pub(super) pairs: KnownPairs,
     /// In the order in which they began.
     open: RefCell<BTreeMap<u64, Rc<Connection>>>,
     next: Cell<u64>,
@@ -79,9 +81,11 @@ pub(crate) struct Batch {
 impl Registry {
     /// Of `pod`, without connections so far.
     #[must_use]
-    pub fn new(pod: PodName) -> Rc<Self> {
+    pub fn new(pod: PodName, telemetry: Telemetry) -> Rc<Self> {
         Rc::new(Self {
             pod,
+            telemetry,
+            pairs: KnownPairs::default(),
             open: RefCell::default(),
             next: Cell::default(),
             admitted: Cell::default(),

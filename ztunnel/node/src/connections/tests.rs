@@ -7,13 +7,17 @@ use ztunnel_mesh::name::PodName;
 use ztunnel_mesh::reason::Reason;
 
 use super::*;
+use crate::telemetry::{Direction, Telemetry};
 
 fn registry() -> Rc<Registry> {
-    Registry::new(PodName {
-        namespace: "shop".into(),
-        name: "web-0".into(),
-        service_account: "web".into(),
-    })
+    Registry::new(
+        PodName {
+            namespace: "shop".into(),
+            name: "web-0".into(),
+            service_account: "web".into(),
+        },
+        Telemetry::default(),
+    )
 }
 
 fn start(registry: &Rc<Registry>) -> Record {
@@ -33,7 +37,7 @@ async fn a_cut_ends_whoever_is_open_and_says_why() {
     for record in records {
         let cut = record.unless_cut(pending::<()>()).await.unwrap_err();
         assert_eq!(cut.reason(), Reason::Drained);
-        record.failed(cut.reason(), &cut);
+        record.failed(cut.reason(), cut);
     }
     let later = start(&registry);
     assert!(

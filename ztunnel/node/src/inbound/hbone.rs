@@ -17,11 +17,12 @@ use ztunnel_mesh::reason::Reason;
 
 use super::Inner;
 use super::error::InboundError;
-use crate::connections::{Direction, Record};
+use crate::connections::Record;
 use crate::identity::IdentityError;
 use crate::own_pod::{WorkloadUnknown, baggage};
 use crate::relay::{self, ResetOnDrop};
 use crate::state::LOOKUP_WAIT;
+use crate::telemetry::{Direction, Party};
 use crate::tunnel::{AcceptError, Incoming, Request, TunnelFacts, accept};
 
 /// Questions that one address may need: whose it is, and what the waypoints of those are; hardly ever more than one.
@@ -74,8 +75,8 @@ pub(super) async fn serve(
         .await
     {
         Ok(Ok(incoming)) => incoming,
-        Ok(Err(err)) => return record.failed(err.reason(), &err),
-        Err(cut) => return record.failed(cut.reason(), &cut),
+        Ok(Err(err)) => return record.failed(err.reason(), err),
+        Err(cut) => return record.failed(cut.reason(), cut),
     };
     // From here on every stream has a record of its own.
     record.dismiss();
@@ -129,7 +130,7 @@ async fn serve_stream(inner: &Inner, tunnel: &Tunnel, request: Request) {
     }
     match carry(inner, tunnel, &record, request).await {
         Ok(()) => record.complete(),
-        Err(err) => record.failed(err.reason(), &err),
+        Err(err) => record.failed(err.reason(), err),
     }
 }
 
@@ -146,8 +147,10 @@ async fn carry(
         Ok(asked) => {
             {
                 let mut facts = record.facts();
+                facts.src = asked.baggage().into();
                 facts.trace = asked.trace;
-                facts.dst_service = asked.service.as_deref().map(Into::into);
+                facts.told_service.clone_from(&asked.service);
+                facts.authority = Some(asked.authority.clone());
             }
             let authority = authority(&asked.authority);
             tokio::select! {
@@ -174,6 +177,7 @@ async fn carry(
     let opened = request.open(told.as_ref());
     drop(workload);
     let stream = opened.map_err(InboundError::ClientGone)?;
+    record.connected();
     let introduced = introduce(inner, &mut app, at, &header);
     record.unless_cut(introduced).await??;
     let joined = relay::join(app, stream, record.traffic());
@@ -197,7 +201,11 @@ async fn reach(
     authority: &inbound::Authority,
 ) -> Result<Reached, InboundError> {
     let workload = inner.pod.workload().await?;
-    record.facts().dst_identity = Some(workload.identity());
+    {
+        let mut facts = record.facts();
+        facts.dst = Party::Workload(Arc::clone(&workload));
+        facts.dst_identity = Some(workload.identity());
+    }
     // Each round answers one question about one service of the pod. What still lacks then is refused.
     let deadline = Instant::now() + LOOKUP_WAIT;
     let connect = Connect {
@@ -220,7 +228,15 @@ async fn reach(
     let (target, permit) = {
         let mesh = inner.pod.mesh.load();
         let target = target(&mesh, &connect)?;
-        record.facts().dst = Some(target.app.0);
+        {
+            let mut facts = record.facts();
+            facts.dst_addr = Some(target.app.0);
+            let told = std::mem::take(&mut facts.src);
+            facts.src = inner.pod.party_at(&mesh, tunnel.client, told);
+            let named = facts.told_service.as_deref();
+            facts.service = inner.pod.service_for(&mesh, &workload, named, target.app);
+        }
+        record.opened();
         inner.refuse_own_ports(target.app)?;
         inner.refuse_others(&target)?;
         (target, inner.admit(record, &mesh, peer, target.app)?)

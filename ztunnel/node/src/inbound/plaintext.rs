@@ -2,6 +2,7 @@
 //! is allowed; such a client has no identity.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use ztunnel_mesh::addr::ClientAddr;
@@ -10,8 +11,9 @@ use ztunnel_mesh::inbound::{LastHop, plaintext_target};
 
 use super::Inner;
 use super::error::InboundError;
-use crate::connections::{Direction, Record};
+use crate::connections::Record;
 use crate::relay::{self, FarError, ResetOnDrop};
+use crate::telemetry::{Direction, Party};
 
 pub(super) async fn serve(
     inner: &Inner,
@@ -23,12 +25,12 @@ pub(super) async fn serve(
         .pod
         .connections
         .start(Direction::InboundPlaintext, client);
-    record.facts().dst = Some(local);
+    record.facts().dst_addr = Some(local);
     let carried = carry(inner, &record, ResetOnDrop::new(accepted), client, local);
     match record.unless_cut(carried).await {
         Ok(Ok(())) => record.complete(),
-        Ok(Err(err)) => record.failed(err.reason(), &err),
-        Err(cut) => record.failed(cut.reason(), &cut),
+        Ok(Err(err)) => record.failed(err.reason(), err),
+        Err(cut) => record.failed(cut.reason(), cut),
     }
 }
 
@@ -58,11 +60,28 @@ async fn reach(
     let app = plaintext_target(local)?;
     inner.refuse_own_ports(app)?;
     let workload = inner.pod.workload().await?;
-    record.facts().dst_identity = Some(workload.identity());
+    {
+        let mut facts = record.facts();
+        facts.dst = Party::Workload(Arc::clone(&workload));
+        facts.dst_identity = Some(workload.identity());
+    }
     let peer = Peer {
         principal: None,
         addr: client,
     };
-    let permit = inner.admit(record, &inner.pod.mesh.load(), peer, app)?;
-    inner.deliver(permit, client, app, LastHop::AsClient).await
+    let permit = {
+        let mesh = inner.pod.mesh.load();
+        {
+            let mut facts = record.facts();
+            facts.src = inner.pod.party_at(&mesh, client, Party::Unknown);
+            facts.service = inner.pod.service_for(&mesh, &workload, None, app);
+        }
+        record.opened();
+        inner.admit(record, &mesh, peer, app)?
+    };
+    let app = inner
+        .deliver(permit, client, app, LastHop::AsClient)
+        .await?;
+    record.connected();
+    Ok(app)
 }

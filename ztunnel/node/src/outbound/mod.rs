@@ -20,15 +20,17 @@ use ztunnel_mesh::addr::{self, ClientAddr, HboneAddr, OrigDst};
 use ztunnel_mesh::decide::{Decision, Drawn, HboneRoute, NamedRoute, Route, decide};
 use ztunnel_mesh::name::Principal;
 use ztunnel_mesh::reason::Reason;
-use ztunnel_mesh::{Refusal, Workload};
+use ztunnel_mesh::service::Service;
+use ztunnel_mesh::{Mesh, Refusal, Workload};
 use ztunnel_sys::socket::canonical;
 
-use crate::connections::{Direction, Record};
+use crate::connections::Record;
 use crate::identity::IdentityError;
 use crate::own_pod::{OwnPod, WorkloadUnknown, baggage};
 use crate::relay::{self, RelayError, ResetOnDrop};
 use crate::state::{LOOKUP_WAIT, LookupTimeout};
 use crate::task::{Shutdown, TaskGroup};
+use crate::telemetry::{Direction, Party};
 use crate::tunnel::{Destination, OpenError, Pool, Stream, TunnelSettings};
 
 mod attempts;
@@ -122,6 +124,47 @@ impl OutboundError {
     }
 }
 
+/// A way, and who is there, as far as the same snapshot knows.
+struct Decided {
+    route: Route,
+    drawn: Option<Drawn>,
+    next_hop: Option<Arc<Workload>>,
+    service: Option<Arc<Service>>,
+}
+
+impl Decided {
+    fn new(
+        mesh: &Mesh,
+        client: &Workload,
+        dst: OrigDst,
+        route: Route,
+        drawn: Option<Drawn>,
+    ) -> Self {
+        let (hop, hostname) = match &route {
+            Route::Direct { to } => (Some(to.ip()), None),
+            Route::Hbone(route) => (Some(route.peer.0.ip()), route.service.as_ref()),
+            Route::DoubleHbone(route) => {
+                (Some(route.outer.peer.0.ip()), route.outer.service.as_ref())
+            }
+            Route::Named(_) => (None, None),
+        };
+        let network = &client.network;
+        let next_hop = match &drawn {
+            Some(drawn) => mesh.workload(&drawn.uid),
+            None => hop.and_then(|ip| mesh.workload_by_ip(network, ip)),
+        };
+        let service = mesh.service_by_vip(network, dst.0.ip(), &client.namespace);
+        let asked =
+            |service: &&Arc<Service>| hostname.is_none_or(|name| service.key.hostname == *name);
+        Self {
+            next_hop: next_hop.cloned(),
+            service: service.filter(asked).cloned(),
+            route,
+            drawn,
+        }
+    }
+}
+
 /// What the app is connected to.
 enum Reached {
     Tcp(ResetOnDrop),
@@ -158,12 +201,12 @@ impl Outbound {
             }
         };
         let record = self.pod.connections.start(Direction::Outbound, src);
-        record.facts().dst = Some(dst.0);
+        record.facts().dst_addr = Some(dst.0);
         let carried = self.carry(&record, ResetOnDrop::new(accepted), src, dst);
         match record.unless_cut(carried).await {
             Ok(Ok(())) => record.complete(),
-            Ok(Err(err)) => record.failed(err.reason(), &err),
-            Err(cut) => record.failed(cut.reason(), &cut),
+            Ok(Err(err)) => record.failed(err.reason(), err),
+            Err(cut) => record.failed(cut.reason(), cut),
         }
     }
 
@@ -195,26 +238,42 @@ impl Outbound {
             return Err(OutboundError::Loopback { to: dst });
         }
         let workload = self.pod.workload().await?;
-        record.facts().src_identity = Some(workload.identity());
+        record.facts().src = Party::Workload(Arc::clone(&workload));
         let mut attempts = Attempts::new(&self.refusers, self.settings.connect_timeout);
         loop {
-            let (route, drawn) = match self.route(&workload, dst, &attempts).await {
+            let decided = match self.route(&workload, dst, &attempts).await {
                 Ok(decided) => decided,
                 Err(err) => return Err(attempts.end(err)),
             };
-            if attempts.wants_another(drawn.as_ref()) {
+            if attempts.wants_another(decided.drawn.as_ref()) {
                 continue;
             }
+            let Decided {
+                route,
+                drawn,
+                next_hop,
+                service,
+            } = decided;
             let attempt = attempts.begin(drawn)?;
+            {
+                let mut facts = record.facts();
+                facts.dst_identity = next_hop.as_ref().map(|next_hop| next_hop.identity());
+                facts.dst = next_hop.map_or(Party::Unknown, Party::Workload);
+                facts.service = service;
+            }
             match self
                 .follow(record, src, dst, &workload, route, attempt.within)
                 .await
             {
                 Ok(reached) => {
                     attempts.succeeded(&attempt);
+                    record.opened();
+                    record.connected();
                     return Ok(reached);
                 }
-                Err(err) => attempts.failed(attempt, err)?,
+                Err(err) => attempts
+                    .failed(attempt, err)
+                    .inspect_err(|_| record.opened())?,
             }
             record.facts().hbone = None;
         }
@@ -231,7 +290,10 @@ impl Outbound {
         within: Option<Duration>,
     ) -> Result<Reached, OutboundError> {
         match route {
-            Route::Direct { to } => self.direct(to, within).await.map(Reached::Tcp),
+            Route::Direct { to } => {
+                record.facts().next_hop = Some(to);
+                self.direct(to, within).await.map(Reached::Tcp)
+            }
             Route::Hbone(route) => self
                 .tunnel(record, src, workload, route, within)
                 .await
@@ -252,24 +314,21 @@ impl Outbound {
         workload: &Workload,
         dst: OrigDst,
         attempts: &Attempts<'_>,
-    ) -> Result<(Route, Option<Drawn>), OutboundError> {
+    ) -> Result<Decided, OutboundError> {
         let deadline = Instant::now() + LOOKUP_WAIT;
         for _ in 0..=LOOKUPS {
-            let decision = {
+            let lacking = {
                 let mesh = self.pod.mesh.load();
-                decide(
-                    &mesh,
-                    &self.pod.network,
-                    workload,
-                    dst,
-                    &mut attempts.chance(),
-                )
+                let network = &self.pod.network;
+                match decide(&mesh, network, workload, dst, &mut attempts.chance()) {
+                    Decision::Go { route, drawn } => {
+                        return Ok(Decided::new(&mesh, workload, dst, route, drawn));
+                    }
+                    Decision::Refuse(refusal) => return Err(OutboundError::Refused(refusal)),
+                    Decision::Lookup(key) => key,
+                }
             };
-            match decision {
-                Decision::Go { route, drawn } => return Ok((route, drawn)),
-                Decision::Refuse(refusal) => return Err(OutboundError::Refused(refusal)),
-                Decision::Lookup(key) => self.pod.mesh.look_up(key, deadline).await?,
-            }
+            self.pod.mesh.look_up(lacking, deadline).await?;
         }
         Err(OutboundError::Lookups { to: dst })
     }
@@ -306,7 +365,8 @@ impl Outbound {
         {
             let mut facts = record.facts();
             facts.hbone = Some(route.peer);
-            facts.dst_service.clone_from(&route.service);
+            facts.authority = Some(authority(route.authority.clone()));
+            facts.src_identity = Some(workload.identity());
             facts.trace = Some(trace);
         }
         let to = Destination {

@@ -3,7 +3,6 @@
 //! Needs root.
 
 use std::process::Command;
-use std::sync::Mutex;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket};
@@ -22,8 +21,11 @@ use super::*;
 use crate::control_plane::test_server::Setup;
 use crate::identity::{CaConfig, Identities};
 use crate::inbound::{Inbound, InboundSettings, Offer};
+use crate::own_pod::OwnNode;
 use crate::state::{MeshReader, MeshWriter, mesh_channel};
 use crate::task::PodNet;
+use crate::telemetry::written::Written;
+use crate::telemetry::{Metrics, Telemetry};
 use crate::tls;
 use crate::tls::test_ca::{HOUR, Leaf, TestCa};
 
@@ -61,19 +63,7 @@ fn ip(args: &[&str]) {
 }
 
 /// The access log.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
+struct Log(Written);
 
 impl Log {
     /// Waits for as many lines as are expected, and compares what they say, in any order.
@@ -81,9 +71,7 @@ impl Log {
         let mut lines = Vec::new();
         while lines.len() < expected.len() {
             tokio::time::sleep(Duration::from_millis(1)).await;
-            let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-            let access = text.lines().filter(|line| line.contains(" access: "));
-            lines = access.map(str::to_owned).collect();
+            lines = self.0.lines();
         }
         assert_eq!(lines.len(), expected.len(), "{lines:#?}");
         for fields in expected {
@@ -100,19 +88,15 @@ fn run(name: &str, test: impl AsyncFnOnce(Node) + Send) {
     let inside = Arc::clone(&netns);
     netns
         .run(|| {
-            let log = Log::default();
-            let writer = log.clone();
-            let subscriber = tracing_subscriber::fmt()
-                .with_ansi(false)
-                .with_writer(move || writer.clone())
-                .finish();
-            let _logging = tracing::subscriber::set_default(subscriber);
+            let (log, written) = Written::start();
+            let telemetry = Telemetry::new(Metrics::new("test", 100), log);
+            let _logging = tracing::subscriber::set_default(tracing_subscriber::registry());
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .unwrap();
             LocalSet::new().block_on(&runtime, async {
-                let node = Node::start(inside, log).await;
+                let node = Node::start(inside, telemetry, Log(written)).await;
                 timeout(SOON, test(node)).await.expect("the test hangs");
             });
         })
@@ -125,11 +109,12 @@ struct Node {
     mesh: MeshReader,
     writer: MeshWriter,
     tasks: TaskGroup,
+    telemetry: Telemetry,
     log: Log,
 }
 
 impl Node {
-    async fn start(netns: Arc<NetNs>, log: Log) -> Self {
+    async fn start(netns: Arc<NetNs>, telemetry: Telemetry, log: Log) -> Self {
         let ca = TestCa::new("control plane");
         let root = TestCa::new("mesh");
         let mut setup = Setup::new(&ca);
@@ -154,6 +139,7 @@ impl Node {
             mesh,
             writer,
             tasks: TaskGroup::default(),
+            telemetry,
             log,
         }
     }
@@ -164,15 +150,14 @@ impl Node {
             name: name.into(),
             service_account: name.into(),
         };
-        Rc::new(OwnPod::new(
-            name,
-            NODE.into(),
-            "".into(),
-            self.mesh.clone(),
-            self.identities.clone(),
-            self.net.clone(),
-            Arc::default(),
-        ))
+        let node = OwnNode {
+            name: NODE.into(),
+            network: "".into(),
+            mesh: self.mesh.clone(),
+            identities: self.identities.clone(),
+            telemetry: self.telemetry.clone(),
+        };
+        Rc::new(OwnPod::new(name, node, self.net.clone(), Arc::default()))
     }
 
     fn publish(&mut self, change: impl FnOnce(&mut Workload)) {
@@ -312,21 +297,21 @@ fn a_service_is_reached_through_the_tunnel() {
         served.await.unwrap();
         served_by.await.unwrap();
         let both = [
-            "src_identity=spiffe://cluster.local/ns/shop/sa/web",
-            "dst_identity=spiffe://cluster.local/ns/shop/sa/db",
-            "dst_service=\"db.shop.svc\"",
+            "src.identity=\"spiffe://cluster.local/ns/shop/sa/web\"",
+            "dst.identity=\"spiffe://cluster.local/ns/shop/sa/db\"",
+            "dst.service=\"db.shop.svc\"",
             "hbone=10.9.0.2:15008",
             "tls_cipher=\"TLS_AES_128_GCM_SHA256\"",
             "tls_key_exchange=\"X25519MLKEM768\"",
             "reason=\"COMPLETE\"",
-            "bytes_out=5 bytes_in=5",
+            "bytes_sent=5 bytes_recv=5",
         ];
         let outbound = [
             "direction=\"outbound\"",
             "src=10.9.0.1:",
-            "dst=10.9.0.100:80",
+            "dst.orig_addr=10.9.0.100:80",
         ];
-        let inbound = ["direction=\"inbound\"", "dst=10.9.0.2:8080"];
+        let inbound = ["direction=\"inbound\"", "dst.orig_addr=10.9.0.2:8080"];
         node.log
             .assert(&[
                 &[&both[..], &outbound[..]].concat(),
@@ -381,7 +366,7 @@ fn what_policy_does_not_allow_is_seen_as_a_reset() {
             .assert(&[
                 &["\"outbound\"", "reason=\"PEER_DENIED\"", "401"],
                 &["\"inbound\"", "reason=\"POLICY_MISSING\"", "shop/strict"],
-                &["\"inbound-plaintext\"", "reason=\"POLICY_MISSING\""],
+                &["protocol=\"TCP\"", "reason=\"POLICY_MISSING\""],
             ])
             .await;
     });
@@ -445,9 +430,13 @@ fn loopback_and_the_pod_itself_are_refused() {
         }
         node.log
             .assert(&[
-                &["dst=127.0.0.1:7000", "reason=\"LOOP\""],
-                &["dst=10.9.0.100:7000", "reason=\"NO_SUCH_PORT\""],
-                &["dst=10.9.0.3:7000", "reason=\"LOOP\"", "the pod itself"],
+                &["dst.orig_addr=127.0.0.1:7000", "reason=\"LOOP\""],
+                &["dst.orig_addr=10.9.0.100:7000", "reason=\"NO_SUCH_PORT\""],
+                &[
+                    "dst.orig_addr=10.9.0.3:7000",
+                    "reason=\"LOOP\"",
+                    "the pod itself",
+                ],
             ])
             .await;
     });
@@ -471,9 +460,9 @@ fn plaintext_reaches_the_app_from_the_address_of_the_client() {
         assert_eq!(answer.unwrap(), "HELLO");
         assert_eq!(served_by.await.unwrap().ip(), std::net::IpAddr::from(WEB));
         let told = [
-            "\"inbound-plaintext\"",
+            "protocol=\"TCP\"",
             "reason=\"COMPLETE\"",
-            "dst=10.9.0.2:8080",
+            "dst.orig_addr=10.9.0.2:8080",
         ];
         node.log.assert(&[&told]).await;
     });
@@ -521,8 +510,8 @@ fn a_cut_pod_resets_its_connections() {
         assert_reset(&mut far).await;
         node.log
             .assert(&[
-                &["\"outbound\"", "bytes_out=5"],
-                &["\"inbound\"", "bytes_in=5"],
+                &["\"outbound\"", "bytes_sent=5"],
+                &["\"inbound\"", "bytes_recv=5"],
             ])
             .await;
     });

@@ -5,7 +5,7 @@ mod own;
 mod worker;
 
 pub use listeners::{Listeners, open_listeners};
-pub use own::{DaemonPod, STATS_PORT};
+pub use own::DaemonPod;
 pub use ztunnel_mesh::name::PodName;
 
 pub use worker::{NodeContext, PodStart, Workers};

@@ -15,8 +15,6 @@ use ztunnel_sys::socket::{Liveness, listen_everywhere};
 
 use crate::task::PodNet;
 
-/// Where the daemon tells its metrics.
-pub const STATS_PORT: u16 = 15020;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
@@ -27,14 +25,17 @@ pub struct DaemonPod {
     pub(super) net: PodNet,
     pub(super) listener: OwnedFd,
     pub(super) ports: Arc<[u16]>,
+    /// Where the daemon tells its metrics.
+    pub(super) stats_port: u16,
 }
 
 impl DaemonPod {
-    /// Listens on the tunnel port of the namespace that the daemon runs in, on all addresses.
+    /// Listens on the tunnel port of the namespace that the daemon runs in, on all addresses. Metrics are told on
+    /// `stats_port` there.
     ///
     /// # Errors
     /// When the port is taken, or the kernel refuses.
-    pub fn open(pod: PodName, liveness: Liveness) -> io::Result<Self> {
+    pub fn open(pod: PodName, liveness: Liveness, stats_port: u16) -> io::Result<Self> {
         let listener = listen_everywhere(HBONE_PORT, BACKLOG)?;
         let (netns, thread) = (NetNs::current()?, NetnsThread::start()?);
         Ok(Self {
@@ -42,6 +43,7 @@ impl DaemonPod {
             net: PodNet::new(Arc::new(netns), thread, liveness),
             listener,
             ports: [HBONE_PORT].into(),
+            stats_port,
         })
     }
 }

@@ -19,12 +19,10 @@ use ztunnel_mesh::name::{PodName, PodUid};
 
 use crate::capture::ListenerSet;
 use crate::connections::{Cut, Registry};
-use crate::identity::Identities;
 use crate::inbound::{Inbound, InboundSettings, Offer};
 use crate::outbound::Outbound;
-use crate::own_pod::OwnPod;
-use crate::pod::{DaemonPod, Listeners, STATS_PORT};
-use crate::state::MeshReader;
+use crate::own_pod::{OwnNode, OwnPod};
+use crate::pod::{DaemonPod, Listeners};
 use crate::task::{Backoff, PodNet, Shutdown, TaskGroup};
 use crate::tunnel::TunnelSettings;
 
@@ -34,10 +32,7 @@ const QUEUE: usize = 256;
 /// What is the same for every pod of the node.
 #[derive(Clone)]
 pub struct NodeContext {
-    pub node_name: Arc<str>,
-    pub network: Arc<str>,
-    pub mesh: MeshReader,
-    pub identities: Identities,
+    pub node: OwnNode,
     pub tunnel: Arc<TunnelSettings>,
     pub inbound: InboundSettings,
 }
@@ -247,15 +242,7 @@ impl ServedPod {
             listener(listeners.hbone)?,
         );
 
-        let own = Rc::new(OwnPod::new(
-            pod.pod,
-            Arc::clone(&context.node_name),
-            Arc::clone(&context.network),
-            context.mesh.clone(),
-            context.identities.clone(),
-            pod.net,
-            ports,
-        ));
+        let own = Rc::new(OwnPod::new(pod.pod, context.node.clone(), pod.net, ports));
         let this = Self::of(&own);
         let (settings, tasks, shutdown) = (&context.tunnel, &this.serving, &this.shutdown);
         let outbound = Outbound::new(
@@ -284,15 +271,12 @@ impl ServedPod {
         let listener = TcpListener::from_std(std::net::TcpListener::from(pod.listener))?;
         let own = Rc::new(OwnPod::new(
             pod.pod,
-            Arc::clone(&context.node_name),
-            Arc::clone(&context.network),
-            context.mesh.clone(),
-            context.identities.clone(),
+            context.node.clone(),
             pod.net,
             pod.ports,
         ));
         let this = Self::of(&own);
-        let inbound = this.inbound(&own, Offer::OwnPort(STATS_PORT), context);
+        let inbound = this.inbound(&own, Offer::OwnPort(pod.stats_port), context);
         this.serve_tunnels(listener, inbound);
         this.prefetch(own);
         Ok(this)

@@ -54,7 +54,7 @@ pub struct Opened {
 pub enum OpenError {
     /// Shared by everybody who waited for the tunnel.
     #[error(transparent)]
-    Dial(Rc<DialError>),
+    Dial(Arc<DialError>),
     #[error("the CONNECT for {peer} cannot be written")]
     Request {
         peer: HboneAddr,
@@ -115,7 +115,7 @@ struct Key {
     peer: HboneAddr,
 }
 
-type Outcome = Result<Rc<Tunnel>, Rc<DialError>>;
+type Outcome = Result<Rc<Tunnel>, Arc<DialError>>;
 
 type Dialing = watch::Receiver<Option<Outcome>>;
 
@@ -127,7 +127,7 @@ struct Entry {
     /// Somebody connects.
     dialing: Option<Dialing>,
     /// How the peer was found dead. Until it is reached, or nobody wants to for a while.
-    dead: Option<Rc<DialError>>,
+    dead: Option<Arc<DialError>>,
 }
 
 impl Entry {
@@ -258,7 +258,7 @@ impl Pool {
                 Found::Dialing(dialing) => dialing,
                 Found::Nothing => self
                     .dial(&key, to, connect())
-                    .map_err(|err| OpenError::Dial(Rc::new(err)))?,
+                    .map_err(|err| OpenError::Dial(Arc::new(err)))?,
             };
             let outcome = async {
                 match dialing.wait_for(Option::is_some).await {
@@ -274,10 +274,10 @@ impl Pool {
                 // Its task goes on: the next one who asks for this peer may find a tunnel.
                 (None, Some(by)) => timeout_at(by, outcome).await.unwrap_or_else(|_| {
                     let (peer, after) = (to.peer, by.saturating_duration_since(started));
-                    Some(Err(Rc::new(DialError::Timeout { peer, after })))
+                    Some(Err(Arc::new(DialError::Timeout { peer, after })))
                 }),
             };
-            let cut = || Rc::new(DialError::Cut { peer: to.peer });
+            let cut = || Arc::new(DialError::Cut { peer: to.peer });
             let outcome = outcome.ok_or_else(cut).and_then(|outcome| outcome);
             let tunnel = match outcome {
                 Ok(tunnel) => tunnel,
@@ -348,15 +348,15 @@ impl Pool {
             let (tunnel, driver) = match dialed {
                 Ok(dialed) => dialed,
                 Err(err) => {
-                    let err = Rc::new(err);
+                    let err = Arc::new(err);
                     // One that says no at once may be asked again by the next.
                     let is_slow = started.elapsed() >= settings.patience.min(connect_timeout);
                     let mut is_dead = false;
                     attempt.end(|entry| {
                         is_dead = is_slow || entry.dead.is_some();
-                        entry.dead = is_dead.then(|| Rc::clone(&err));
+                        entry.dead = is_dead.then(|| Arc::clone(&err));
                     });
-                    tell.send_replace(Some(Err(Rc::clone(&err))));
+                    tell.send_replace(Some(Err(Arc::clone(&err))));
                     drop(tell);
                     if !is_dead {
                         return;
@@ -478,7 +478,7 @@ impl Inner {
         self.with(key, |entry| entry.slot(true)).flatten()
     }
 
-    fn dead(&self, key: &Key) -> Option<Rc<DialError>> {
+    fn dead(&self, key: &Key) -> Option<Arc<DialError>> {
         self.with(key, |entry| entry.dead.clone()).flatten()
     }
 
@@ -505,15 +505,15 @@ impl Inner {
             let entry = entries.entry(key.clone()).or_default();
             // Somebody may have reached it already.
             if entry.tunnels.is_empty() {
-                entry.dead = Some(Rc::new(err));
+                entry.dead = Some(Arc::new(err));
             }
         }
     }
 
     /// Ends what `err` began, unless something was found out since.
-    fn take_for_living(&self, key: &Key, err: &Rc<DialError>) {
+    fn take_for_living(&self, key: &Key, err: &Arc<DialError>) {
         self.with(key, |entry| {
-            let same = |dead: &mut Rc<DialError>| Rc::ptr_eq(dead, err);
+            let same = |dead: &mut Arc<DialError>| Arc::ptr_eq(dead, err);
             drop(entry.dead.take_if(same));
         });
     }

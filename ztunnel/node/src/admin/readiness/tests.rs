@@ -7,7 +7,7 @@ fn check(readiness: &Readiness, method: &str, target: &str, status: u16, body: &
     let request = Request::builder().method(method).uri(target);
     let response = readiness.answer(&request.body(()).unwrap());
     assert_eq!(response.status(), status, "{method} {target}");
-    assert_eq!(response.body(), body, "{method} {target}");
+    assert_eq!(response.into_body().text(), body, "{method} {target}");
 }
 
 #[test]

@@ -12,8 +12,8 @@ use ztunnel_mesh::reason::Reason;
 use ztunnel_mesh::{Delta, Removal, Upsert};
 
 use super::*;
-use crate::connections::Direction;
 use crate::state::{MeshWriter, mesh_channel};
+use crate::telemetry::{Direction, Telemetry};
 
 const UID: &str = "pod";
 /// A look happens at once, the next one after this.
@@ -110,11 +110,14 @@ fn admit(live: &Live, plane: &Plane, who: &str) -> Result<Record, Refusal> {
 }
 
 fn live() -> Live {
-    Live::new(Registry::new(PodName {
-        namespace: "shop".into(),
-        name: UID.into(),
-        service_account: "web".into(),
-    }))
+    Live::new(Registry::new(
+        PodName {
+            namespace: "shop".into(),
+            name: UID.into(),
+            service_account: "web".into(),
+        },
+        Telemetry::default(),
+    ))
 }
 
 fn admit_by(live: &Live, policies: &Rc<PodPolicies>, who: &str) -> Result<Record, Refusal> {

@@ -1,0 +1,74 @@
+//! Values that are kept elsewhere, read when somebody scrapes.
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{IntCounter, IntGaugeVec, Opts};
+
+/// A family of gauges, made anew for every scrape: what is gone leaves no series behind.
+pub struct Gauges<F> {
+    name: &'static str,
+    help: &'static str,
+    label: &'static str,
+    read: F,
+}
+
+impl<F> Gauges<F>
+where
+    F: Fn() -> Vec<(String, i64)> + Send + Sync,
+{
+    /// `read` says all values and the label of each.
+    pub fn new(name: &'static str, help: &'static str, label: &'static str, read: F) -> Self {
+        Self {
+            name,
+            help,
+            label,
+            read,
+        }
+    }
+}
+
+impl<F> Collector for Gauges<F>
+where
+    F: Fn() -> Vec<(String, i64)> + Send + Sync,
+{
+    fn desc(&self) -> Vec<&Desc> {
+        Vec::new()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let Ok(family) = IntGaugeVec::new(Opts::new(self.name, self.help), &[self.label]) else {
+            return Vec::new();
+        };
+        for (label, value) in (self.read)() {
+            family.with_label_values(&[label]).set(value);
+        }
+        family.collect()
+    }
+}
+
+/// A counter that somebody else counts.
+pub struct CounterOf<F> {
+    name: &'static str,
+    help: &'static str,
+    read: F,
+}
+
+impl<F: Fn() -> u64 + Send + Sync> CounterOf<F> {
+    pub fn new(name: &'static str, help: &'static str, read: F) -> Self {
+        Self { name, help, read }
+    }
+}
+
+impl<F: Fn() -> u64 + Send + Sync> Collector for CounterOf<F> {
+    fn desc(&self) -> Vec<&Desc> {
+        Vec::new()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let Ok(counter) = IntCounter::new(self.name, self.help) else {
+            return Vec::new();
+        };
+        counter.inc_by((self.read)());
+        counter.collect()
+    }
+}

@@ -1,0 +1,281 @@
+//! Every metric of the daemon. Rooms count in handles that they are given; what is only known when somebody asks (a
+//! gauge of something that is kept elsewhere) is a collector that a room registers.
+//!
+//! Label values come from closed lists, or from the names of things that are bounded themselves; the traffic of pairs
+//! has a table of its own ([`SeriesTable`]).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
+use prometheus::proto::MetricFamily;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+use ztunnel_mesh::reason::Reason;
+
+use super::series::SeriesTable;
+use super::{Direction, Reporter};
+
+/// Pairs that have series of their own.
+pub const MOST_PAIRS: usize = 5_000;
+
+/// Until a connection can carry bytes, from 0.1 ms to 10 s.
+const CONNECT_SECONDS: &[f64] = &[
+    0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 10.0,
+];
+
+/// All of them.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    pub traffic: SeriesTable,
+    /// Ended connections and their bytes, by reporter and reason.
+    ended: Vec<[ByReason; 2]>,
+    /// By direction.
+    connect_seconds: [Histogram; 3],
+    /// Accepted from apps, and from peers.
+    pub sockets_open: [IntGauge; 2],
+    pub xds: XdsMetrics,
+    pub tunnels: TunnelMetrics,
+    pub pods_started: IntCounter,
+    pub pods_stopped: IntCounter,
+}
+
+#[derive(Debug)]
+struct ByReason {
+    connections: IntCounter,
+    bytes: IntCounter,
+}
+
+/// The stream from the control plane.
+#[derive(Clone, Debug)]
+pub struct XdsMetrics {
+    pub terminations: IntCounterVec,
+    pub messages: IntCounterVec,
+    pub bytes: IntCounterVec,
+}
+
+/// Tunnels of this node, as a client and as a server.
+#[derive(Clone, Debug)]
+pub struct TunnelMetrics {
+    pub open: [IntGauge; 2],
+    pub handshakes: [IntCounter; 2],
+    pub handshakes_failed: [IntCounter; 2],
+    pub handshake_seconds: [Histogram; 2],
+}
+
+/// Which side of a tunnel this node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Client,
+    Server,
+}
+
+impl Side {
+    const ALL: [Self; 2] = [Self::Client, Self::Server];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        }
+    }
+}
+
+/// Makes metrics and registers them. Names are literals of this file, so neither fails.
+struct Make<'a>(&'a Registry);
+
+impl Make<'_> {
+    fn add<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
+        let made = made.expect("names and labels are valid");
+        let added = self.0.register(Box::new(made.clone()));
+        added.expect("names are unique");
+        made
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::new(name, help))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn seconds(&self, name: &str, help: &str, label: &str) -> HistogramVec {
+        let opts = HistogramOpts::new(name, help).buckets(CONNECT_SECONDS.to_vec());
+        self.add(HistogramVec::new(opts, &[label]))
+    }
+}
+
+impl Metrics {
+    /// `version` is what `istio_build` says.
+    #[must_use]
+    pub fn new(version: &str, most_pairs: usize) -> Arc<Self> {
+        let registry = Registry::new();
+        // Descriptors, memory and CPU time, under the names that every exporter uses.
+        let own = registry.register(Box::new(ProcessCollector::for_self()));
+        own.expect("nothing else is called process_*");
+        let make = Make(&registry);
+        make.gauges(
+            "istio_build",
+            "The version of this component.",
+            &["component", "tag"],
+        )
+        .with_label_values(&["ztunnel", version])
+        .set(1);
+        let overflowed = make.counter(
+            "ztunnel_metrics_overflowed_total",
+            "Connections counted in the overflow series, since too many pairs talk.",
+        );
+        let connections = make.counters(
+            "ztunnel_connections_total",
+            "Connections that have ended, by reason.",
+            &["reporter", "reason"],
+        );
+        let bytes = make.counters(
+            "ztunnel_connection_bytes_total",
+            "Bytes of connections that have ended, both ways, by reason.",
+            &["reporter", "reason"],
+        );
+        let ended = Reason::ALL.iter().map(|reason| {
+            [Reporter::Source, Reporter::Destination].map(|reporter| {
+                let labels = [reporter.as_str(), reason.code()];
+                ByReason {
+                    connections: connections.with_label_values(&labels),
+                    bytes: bytes.with_label_values(&labels),
+                }
+            })
+        });
+        let ended = ended.collect();
+        let seconds = make.seconds(
+            "ztunnel_connect_duration_seconds",
+            "From accept until a connection can carry bytes: what the proxy adds to a connect.",
+            "path",
+        );
+        let connect_seconds = ["outbound", "inbound_hbone", "inbound_plaintext"]
+            .map(|path| seconds.with_label_values(&[path]));
+        let sockets = make.gauges(
+            "istio_tcp_sockets_open",
+            "Connections that were accepted and are open.",
+            &["reporter"],
+        );
+        let sockets_open = [Reporter::Source, Reporter::Destination]
+            .map(|reporter| sockets.with_label_values(&[reporter.as_str()]));
+        let xds = XdsMetrics::new(&make);
+        let tunnels = TunnelMetrics::new(&make);
+        let pods_started = make.counter(
+            "workload_manager_proxies_started_total",
+            "Pods that came to be served.",
+        );
+        let pods_stopped = make.counter(
+            "workload_manager_proxies_stopped_total",
+            "Pods that are served no more.",
+        );
+        Arc::new(Self {
+            traffic: SeriesTable::new(most_pairs, overflowed),
+            ended,
+            connect_seconds,
+            sockets_open,
+            xds,
+            tunnels,
+            pods_started,
+            pods_stopped,
+            registry,
+        })
+    }
+
+    /// Adds what is asked for at every scrape.
+    ///
+    /// # Errors
+    /// When such a metric is there already.
+    pub fn register(&self, collector: impl Collector + 'static) -> prometheus::Result<()> {
+        self.registry.register(Box::new(collector))
+    }
+
+    /// A connection has ended.
+    pub fn ended(&self, direction: Direction, reason: Reason, bytes: u64) {
+        let row = self.ended.get(reason as usize);
+        if let Some(row) = row {
+            let counters = &row[direction.reporter() as usize];
+            counters.connections.inc();
+            counters.bytes.inc_by(bytes);
+        }
+    }
+
+    /// A connection can carry bytes now.
+    pub fn connected(&self, direction: Direction, after: Duration) {
+        self.connect_seconds[direction as usize].observe(after.as_secs_f64());
+    }
+
+    /// All metrics in the text format of Prometheus, piece by piece.
+    pub fn expose(&self) -> impl Iterator<Item = Bytes> + Send + use<> {
+        let mut text = String::new();
+        // It only fails for families without a metric, which are not gathered.
+        let _ = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text);
+        std::iter::once(Bytes::from(text)).chain(self.traffic.expose())
+    }
+
+    /// The families that are not traffic.
+    #[must_use]
+    pub fn gather(&self) -> Vec<MetricFamily> {
+        self.registry.gather()
+    }
+}
+
+impl XdsMetrics {
+    fn new(make: &Make<'_>) -> Self {
+        Self {
+            terminations: make.counters(
+                "istio_xds_connection_terminations_total",
+                "Streams from the control plane that have ended, by why.",
+                &["reason"],
+            ),
+            messages: make.counters(
+                "istio_xds_message_total",
+                "Responses of the control plane.",
+                &["url"],
+            ),
+            bytes: make.counters(
+                "istio_xds_message_bytes_total",
+                "Bytes of resources in responses of the control plane.",
+                &["url"],
+            ),
+        }
+    }
+}
+
+impl TunnelMetrics {
+    fn new(make: &Make<'_>) -> Self {
+        let both = |of: &dyn Fn(&str) -> IntCounter| Side::ALL.map(|side| of(side.as_str()));
+        let open = make.gauges("ztunnel_tunnels_open", "Tunnels with peers.", &["side"]);
+        let handshakes = make.counters(
+            "ztunnel_handshakes_total",
+            "TLS handshakes with peers that came to an end.",
+            &["side"],
+        );
+        let failed = make.counters(
+            "ztunnel_handshakes_failed_total",
+            "TLS handshakes with peers that failed.",
+            &["side"],
+        );
+        let seconds = make.seconds(
+            "ztunnel_handshake_duration_seconds",
+            "How long TLS handshakes with peers took.",
+            "side",
+        );
+        Self {
+            open: Side::ALL.map(|side| open.with_label_values(&[side.as_str()])),
+            handshakes: both(&|side| handshakes.with_label_values(&[side])),
+            handshakes_failed: both(&|side| failed.with_label_values(&[side])),
+            handshake_seconds: Side::ALL.map(|side| seconds.with_label_values(&[side.as_str()])),
+        }
+    }
+}
