@@ -34,6 +34,7 @@ use crate::snapshot::Mesh;
 use crate::workload::{GatewayAddress, TunnelProtocol, Workload};
 
 mod reference;
+mod resolved;
 mod route;
 
 use reference::{Unresolved, is_client, resolve};

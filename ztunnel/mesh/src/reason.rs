@@ -21,6 +21,9 @@ pub enum Reason {
     NoHealthyEndpoint,
     /// The destination needs a path that cannot be built (waypoint or gateway missing).
     NoRoute,
+    /// The destination, or the gateway to it, has only a name, and no address that may be used could be found for it.
+    /// Look the name up on the node, as the daemon does: by the name servers of its `/etc/resolv.conf`.
+    NameUnresolved,
     /// No certificate for this pod in time.
     IdentityUnavailable,
     /// The peer's 15008 did not answer.
@@ -60,6 +63,7 @@ impl Reason {
             Self::LookupTimeout => "LOOKUP_TIMEOUT",
             Self::NoHealthyEndpoint => "NO_HEALTHY_ENDPOINT",
             Self::NoRoute => "NO_ROUTE",
+            Self::NameUnresolved => "NAME_UNRESOLVED",
             Self::IdentityUnavailable => "IDENTITY_UNAVAILABLE",
             Self::PeerUnreachable => "PEER_UNREACHABLE",
             Self::PeerTlsFailed => "PEER_TLS_FAILED",

@@ -55,8 +55,7 @@ pub struct NamedRoute {
 
 impl NamedRoute {
     /// The route by one of the addresses of the name.
-    #[must_use]
-    pub fn at(self, ip: IpAddr) -> Route {
+    pub(super) fn at(self, ip: IpAddr) -> Route {
         self.hop.at(ip)
     }
 }
