@@ -231,6 +231,7 @@ impl Outbound {
             baggage: baggage(workload),
             from: src.0,
             service: route.service.as_deref(),
+            network: None,
             trace,
         };
         let connect = || {
