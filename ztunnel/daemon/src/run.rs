@@ -13,6 +13,7 @@ use ztunnel_node::capture::{NodeCapture, NodeClaim};
 use ztunnel_node::discovery::{self, DiscoveryConfig};
 use ztunnel_node::enroll::{self, ApiListener, Enroller};
 use ztunnel_node::identity::{CaConfig, Identities};
+use ztunnel_node::outbound::{Resolver, ResolverConfig};
 use ztunnel_node::pod::{NodeContext, Workers};
 use ztunnel_node::state::mesh_channel;
 use ztunnel_node::task::{Pace, Shutdown, TaskGroup};
@@ -23,6 +24,8 @@ use ztunnel_sys::cgroup::{self, OwnCgroup};
 use crate::cli::fail;
 use crate::config::{Config, Log, LogFormat};
 
+/// The node's own resolver configuration. In a container the kubelet puts there what `dnsPolicy` says.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// How long tasks that have been told to end may take.
 const LAST_TASKS: Duration = Duration::from_secs(2);
 
@@ -116,11 +119,18 @@ async fn run(config: Config) -> Result<(), StartError> {
     };
     let identities = Identities::new(ca, tasks.clone(), shutdown.clone());
 
+    let names = ResolverConfig {
+        resolv_conf: RESOLV_CONF.into(),
+        ipv6: config.ipv6,
+    };
+    let resolver = Resolver::start(names, Pace::default(), tasks.clone(), shutdown.clone());
+
     let context = NodeContext {
         node_name: config.node.name.into(),
         network: config.node.network.into(),
         mesh: reader,
         identities,
+        resolver,
         tunnel: Arc::new(config.tunnel),
     };
     let workers =

@@ -112,6 +112,8 @@ settings! {
         "streams, 1 to 65535", "how many connections share a tunnel before another one is opened";
     POOL_UNUSED_RELEASE_TIMEOUT = Value("5m"),
         "a duration, such as 30s or 5m", "how long a tunnel without streams is kept";
+    IPV6_ENABLED = Value("true"),
+        "true or false", "use IPv6 addresses of destinations that the mesh knows by name; listening follows the address families of each pod in any case";
 }
 "Process" {
     ZTUNNEL_WORKER_THREADS = Derived("ProxyConfig `concurrency`, else the CPU limit, else a quarter of the CPUs and at least 2"),
@@ -183,10 +185,6 @@ const IGNORED: &[(&str, &str)] = &[
     (
         "SERVICE_ACCOUNT, TRUST_DOMAIN",
         "the daemon has no identity of its own yet",
-    ),
-    (
-        "IPV6_ENABLED",
-        "capture follows the address families of each pod",
     ),
     ("CLUSTER_DOMAIN", "there is no DNS proxy yet"),
     (

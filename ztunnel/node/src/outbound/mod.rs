@@ -5,6 +5,8 @@
 //! accepted by our listener before any of this is known, a refusal is a reset. What a partial mesh lacks is asked for;
 //! an answer that is late means a refusal, not plaintext.
 
+mod resolve;
+
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -16,7 +18,7 @@ use tokio::time::{Instant, timeout};
 use tracing::debug;
 use ztunnel_hbone::{Authority, Connect, Traceparent};
 use ztunnel_mesh::addr::{self, ClientAddr, HboneAddr, OrigDst};
-use ztunnel_mesh::decide::{Decision, HboneRoute, NamedRoute, Route, decide};
+use ztunnel_mesh::decide::{Decision, DoubleHboneRoute, HboneRoute, Route, decide};
 use ztunnel_mesh::name::Principal;
 use ztunnel_mesh::reason::Reason;
 use ztunnel_mesh::{Refusal, Rng, Workload};
@@ -28,7 +30,9 @@ use crate::relay::{self, ResetOnDrop};
 use crate::state::{LOOKUP_WAIT, LookupTimeout};
 use crate::task::{Shutdown, TaskGroup};
 use crate::telemetry::{Direction, Record};
-use crate::tunnel::{Destination, OpenError, Pool, Stream, TunnelSettings};
+use crate::tunnel::{Destination, OpenError, Opened, Pool, Stream, TunnelFacts, TunnelSettings};
+
+pub use resolve::{ResolveError, Resolver, ResolverConfig};
 
 /// How often one connection may ask. A decision needs four answers at most: about the address, on each network, and about
 /// a waypoint and a gateway, or one about each waypoint that may be drawn. More would be because things come and go faster
@@ -38,6 +42,7 @@ const LOOKUPS: usize = 16;
 /// The outgoing side of one pod on one worker thread.
 pub struct Outbound {
     pod: Rc<OwnPod>,
+    resolver: Resolver,
     pool: Pool,
     settings: Arc<TunnelSettings>,
 }
@@ -59,6 +64,12 @@ enum OutboundError {
     Identity(#[from] IdentityError),
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error("the gateway {gateway} passes it on, but no tunnel could be made through it")]
+    Through {
+        gateway: HboneAddr,
+        #[source]
+        source: OpenError,
+    },
     #[error("connect to {to} timed out after {after:?}")]
     Timeout { to: SocketAddr, after: Duration },
     #[error("connect to {to} failed")]
@@ -69,12 +80,8 @@ enum OutboundError {
     },
     #[error("{to} is the pod itself: the connection would come back")]
     Loop { to: SocketAddr },
-    #[error("{hostname} has to be resolved to reach {to}, which is not supported yet")]
-    Name { hostname: Arc<str>, to: OrigDst },
-    #[error(
-        "{to} is on another network, reached through the gateway {gateway}, which is not supported yet"
-    )]
-    Gateway { gateway: HboneAddr, to: OrigDst },
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
     #[error("the app gave up")]
     AppGone(#[source] io::Error),
 }
@@ -86,9 +93,9 @@ impl OutboundError {
             Self::Unknown(_) => Reason::WorkloadUnknown,
             Self::Refused(refusal) => refusal.reason,
             Self::Lookup(_) | Self::Lookups { .. } => Reason::LookupTimeout,
-            Self::Name { .. } | Self::Gateway { .. } => Reason::NoRoute,
+            Self::Resolve(err) => err.reason(),
             Self::Identity(err) => err.reason(),
-            Self::Open(err) => err.reason(),
+            Self::Open(err) | Self::Through { source: err, .. } => err.reason(),
             Self::Timeout { .. } | Self::Connect { .. } => Reason::DestinationUnreachable,
             Self::AppGone(_) => Reason::Reset,
         }
@@ -101,12 +108,24 @@ enum Reached {
     Stream(Stream),
 }
 
+impl Reached {
+    /// Who is at the far end is what the tunnel that goes all the way says.
+    fn through(opened: Opened, record: &mut Record) -> Self {
+        let TunnelFacts { peer, tls } = opened.tunnel;
+        record.dst_identity = peer.map(Principal::into_identity);
+        record.tls_cipher = Some(tls.cipher);
+        record.tls_key_exchange = Some(tls.key_exchange);
+        Self::Stream(opened.stream)
+    }
+}
+
 impl Outbound {
     /// Serves `pod`. Its tunnels are run by tasks in `tasks`; on `shutdown` they are let go, and each ends with its
     /// last stream.
     #[must_use]
     pub fn new(
         pod: Rc<OwnPod>,
+        resolver: Resolver,
         settings: Arc<TunnelSettings>,
         tasks: TaskGroup,
         shutdown: Shutdown,
@@ -114,6 +133,7 @@ impl Outbound {
         let pool = Pool::new(Arc::clone(&settings), tasks, shutdown);
         Self {
             pod,
+            resolver,
             pool,
             settings,
         }
@@ -162,18 +182,34 @@ impl Outbound {
         }
         let workload = self.pod.workload().await?;
         record.src_identity = Some(workload.identity());
-        match self.route(&workload, dst).await? {
+        let route = self.route(&workload, dst).await?;
+        self.go(record, src, &workload, route).await
+    }
+
+    async fn go(
+        &self,
+        record: &mut Record,
+        src: ClientAddr,
+        workload: &Workload,
+        route: Route,
+    ) -> Result<Reached, OutboundError> {
+        match route {
             Route::Direct { to } => self.direct(to).await.map(Reached::Tcp),
-            Route::Hbone(route) => self
-                .tunnel(record, src, &workload, route)
-                .await
-                .map(Reached::Stream),
-            Route::DoubleHbone(route) => Err(OutboundError::Gateway {
-                gateway: route.outer.peer,
-                to: dst,
-            }),
-            Route::Named(NamedRoute { hostname, .. }) => {
-                Err(OutboundError::Name { hostname, to: dst })
+            Route::Hbone(route) => {
+                let opened = self.tunnel(record, src, workload, &route).await?;
+                Ok(Reached::through(opened, record))
+            }
+            Route::DoubleHbone(route) => {
+                let opened = self.two_tunnels(record, src, workload, route).await?;
+                Ok(Reached::through(opened, record))
+            }
+            // With an address it is one of the others.
+            Route::Named(route) => {
+                let hostname = Arc::clone(&route.hostname);
+                let addresses = self.resolver.resolve(&hostname, route.families).await?;
+                let route = route.resolved(&addresses, workload, &mut Random);
+                let route = route.map_err(OutboundError::Refused)?;
+                Box::pin(self.go(record, src, workload, route)).await
             }
         }
     }
@@ -215,43 +251,75 @@ impl Outbound {
         record: &mut Record,
         src: ClientAddr,
         workload: &Workload,
-        route: HboneRoute,
-    ) -> Result<Stream, OutboundError> {
-        let trace = Traceparent::new(rand::random(), rand::random());
-        record.hbone = Some(route.peer);
+        route: &HboneRoute,
+    ) -> Result<Opened, OutboundError> {
+        let peer = route.peer;
+        record.hbone = Some(peer);
         record.dst_service.clone_from(&route.service);
-        record.trace = Some(trace);
+        let request = request(record, src, workload, route);
         let to = Destination {
-            peer: route.peer,
+            peer,
             credential: self.pod.credential(workload).await?,
-            expected: route.expected,
-        };
-        let request = Connect {
-            authority: authority(route.authority),
-            baggage: baggage(workload),
-            from: src.0,
-            service: route.service.as_deref(),
-            network: None,
-            trace,
+            expected: Arc::clone(&route.expected),
         };
         let connect = || {
             let net = self.pod.net.clone();
-            async move { net.connect(route.peer.0).await }
+            async move { net.connect(peer.0).await }
         };
-        let opened = self.pool.open(&to, &request, connect).await?;
-        record.dst_identity = opened.tunnel.peer.map(Principal::into_identity);
-        record.tls_cipher = Some(opened.tunnel.tls.cipher);
-        record.tls_key_exchange = Some(opened.tunnel.tls.key_exchange);
-        Ok(opened.stream)
+        Ok(self.pool.open(&to, &request, connect).await?)
+    }
+
+    /// By way of a network gateway, which passes on the bytes of a tunnel that ends behind it.
+    async fn two_tunnels(
+        &self,
+        record: &mut Record,
+        src: ClientAddr,
+        workload: &Workload,
+        route: DoubleHboneRoute,
+    ) -> Result<Opened, OutboundError> {
+        let DoubleHboneRoute { outer, inner } = route;
+        let gateway = outer.peer;
+        let way = self.tunnel(record, src, workload, &outer).await?;
+        let request = Connect {
+            network: Some(&self.pod.network),
+            ..request(record, src, workload, &outer)
+        };
+        let to = Destination {
+            peer: gateway,
+            credential: self.pod.credential(workload).await?,
+            expected: inner,
+        };
+        self.pool
+            .open_inside(way.stream, &to, &request)
+            .await
+            .map_err(|source| OutboundError::Through { gateway, source })
     }
 }
 
-fn authority(asked: addr::Authority) -> Authority {
+/// What is asked of a peer. The trace is that of the connection, however many tunnels it takes.
+fn request<'a>(
+    record: &mut Record,
+    src: ClientAddr,
+    workload: &'a Workload,
+    route: &'a HboneRoute,
+) -> Connect<'a> {
+    let new = || Traceparent::new(rand::random(), rand::random());
+    Connect {
+        authority: authority(&route.authority),
+        baggage: baggage(workload),
+        from: src.0,
+        service: route.service.as_deref(),
+        network: None,
+        trace: *record.trace.get_or_insert_with(new),
+    }
+}
+
+fn authority(asked: &addr::Authority) -> Authority {
     match asked {
-        addr::Authority::Ip(addr) => Authority::Ip(addr),
+        addr::Authority::Ip(addr) => Authority::Ip(*addr),
         addr::Authority::Host { host, port } => Authority::Host {
-            host: host.into(),
-            port,
+            host: host.as_str().into(),
+            port: *port,
         },
     }
 }

@@ -23,7 +23,7 @@ use crate::control_plane::test_server::Setup;
 use crate::identity::{CaConfig, Identities};
 use crate::inbound::Inbound;
 use crate::state::{MeshReader, MeshWriter, mesh_channel};
-use crate::task::PodNet;
+use crate::task::{Pace, PodNet};
 use crate::tls;
 use crate::tls::test_ca::{HOUR, Leaf, TestCa};
 
@@ -125,6 +125,7 @@ struct Node {
     mesh: MeshReader,
     writer: MeshWriter,
     tasks: TaskGroup,
+    resolver: Resolver,
     log: Log,
 }
 
@@ -154,6 +155,15 @@ impl Node {
             mesh,
             writer,
             tasks: TaskGroup::default(),
+            resolver: Resolver::start(
+                ResolverConfig {
+                    resolv_conf: "/dev/null".into(),
+                    ipv6: true,
+                },
+                Pace::default(),
+                TaskGroup::default(),
+                Shutdown::default(),
+            ),
             log,
         }
     }
@@ -225,6 +235,7 @@ impl Node {
     fn web(&self) -> Outbound {
         Outbound::new(
             self.pod("web"),
+            self.resolver.clone(),
             Arc::default(),
             self.tasks.clone(),
             Shutdown::default(),
@@ -400,8 +411,8 @@ fn a_peer_without_its_tunnel_is_seen_as_a_reset() {
 }
 
 #[test]
-fn what_no_tunnel_can_be_made_for_yet_is_seen_as_a_reset() {
-    run("later", async |mut node: Node| {
+fn what_has_no_way_is_seen_as_a_reset() {
+    run("nowhere", async |mut node: Node| {
         node.publish(|db| {
             db.addresses = Addresses::Other(Box::default());
             db.hostname = "db.example".into();
@@ -422,8 +433,11 @@ fn what_no_tunnel_can_be_made_for_yet_is_seen_as_a_reset() {
         assert_reset(&mut app).await;
         node.log
             .assert(&[
-                &["reason=\"NO_ROUTE\"", "db.example has to be resolved"],
-                &["reason=\"NO_ROUTE\"", "the gateway 10.9.0.1:15008"],
+                &[
+                    "reason=\"NAME_UNRESOLVED\"",
+                    "db.example cannot be resolved",
+                ],
+                &["reason=\"PEER_UNREACHABLE\"", "10.9.0.1:15008"],
             ])
             .await;
     });

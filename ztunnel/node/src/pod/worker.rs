@@ -20,7 +20,7 @@ use ztunnel_mesh::name::{PodName, PodUid};
 use crate::capture::ListenerSet;
 use crate::identity::Identities;
 use crate::inbound::Inbound;
-use crate::outbound::Outbound;
+use crate::outbound::{Outbound, Resolver};
 use crate::own_pod::OwnPod;
 use crate::pod::Listeners;
 use crate::state::MeshReader;
@@ -37,6 +37,7 @@ pub struct NodeContext {
     pub network: Arc<str>,
     pub mesh: MeshReader,
     pub identities: Identities,
+    pub resolver: Resolver,
     pub tunnel: Arc<TunnelSettings>,
 }
 
@@ -241,6 +242,7 @@ impl ServedPod {
         let (settings, tasks, shutdown) = (&context.tunnel, &this.connections, &this.shutdown);
         let outbound = Outbound::new(
             Rc::clone(&own),
+            context.resolver.clone(),
             settings.clone(),
             tasks.clone(),
             shutdown.clone(),
