@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use crate::control_plane::ControlPlane;
 use crate::daemon;
 use crate::dir::LabDir;
+use crate::dns::{self, Dns};
 use crate::error::{Doing, LabError, Result};
 use crate::fingerprint::{Fingerprint, listeners};
 use crate::mesh_file::{MeshFile, Workload};
-use crate::net::{Namespace, Topology, to};
+use crate::net::{CONTROL_PLANE_V4, Namespace, Topology, to};
 use crate::node::Node;
 use crate::place::Place;
 use crate::pod::Pod;
@@ -83,6 +84,13 @@ impl Lab {
         for ns in topology.nodes.iter().chain([&topology.outside]) {
             mount_hosts(ns, &control_plane)?;
         }
+        // No lab ever asks the machine's own name servers.
+        let resolv_conf = dir.path().join("resolv.conf");
+        fs::write(&resolv_conf, format!("nameserver {CONTROL_PLANE_V4}\n"))
+            .doing(|| "write a resolver configuration")?;
+        for ns in &topology.nodes {
+            ns.bind_mount(&resolv_conf, "/etc/resolv.conf")?;
+        }
         let lab = Self {
             forwarders: Mutex::default(),
             nodes,
@@ -146,6 +154,16 @@ impl Lab {
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Starts the name server that the nodes ask.
+    ///
+    /// # Errors
+    /// When it cannot be bound; there is one at a time.
+    pub fn name_server(&self) -> Result<Dns> {
+        let on = format!("{CONTROL_PLANE_V4}:{}", dns::PORT);
+        let on = on.parse().doing(|| "know the name server")?;
+        Dns::start(&self.outside, on)
     }
 
     /// Adds a pod to a running lab, and to its mesh.

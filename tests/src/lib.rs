@@ -30,6 +30,7 @@ mod binary;
 mod control_plane;
 mod daemon;
 mod dir;
+mod dns;
 mod error;
 mod fingerprint;
 pub mod hbone;
@@ -49,6 +50,7 @@ pub use control_plane::{
     Answer, Authority, CaMode, ControlPlane, Credential, DiscoveryFault, Issued, Refused, Validity,
 };
 pub use daemon::{Daemon, DaemonOptions};
+pub use dns::Dns;
 pub use error::{Doing, LabError, Result};
 pub use fingerprint::Fingerprint;
 pub use lab::Lab;

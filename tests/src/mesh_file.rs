@@ -56,6 +56,7 @@ pub struct Workload {
     #[serde(default = "default_service_account")]
     pub service_account: String,
     /// Addresses of the pod; at most one per family is used as its main one.
+    #[serde(default)]
     pub addresses: Vec<IpAddr>,
     /// How others reach it. Default: HBONE while the lab has it enrolled, NONE otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,6 +88,15 @@ pub struct Workload {
     /// Network of this one workload, if not that of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+    /// Name to resolve, for one without addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Whether its addresses are those of its node.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub host_network: bool,
+    /// Where clients on other networks reach it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_gateway: Option<Gateway>,
     /// Trust domain of this one workload, if not that of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust_domain: Option<String>,
@@ -106,6 +116,9 @@ pub struct Service {
     /// Virtual addresses; none makes it headless.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
+    /// Blocks of virtual addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub address_blocks: Vec<Cidr>,
     /// Service port to port of the pod. Zero: each endpoint says for itself.
     pub ports: BTreeMap<u16, u16>,
     /// Its endpoints: names of workloads, `namespace/name` when in another namespace.
@@ -444,7 +457,8 @@ impl MeshFile {
                 "has an IPv6 address, but `disable_ipv6` is set",
             ));
         }
-        workload.waypoint.as_ref().map_or(Ok(()), Gateway::check)
+        let gateways = [&workload.waypoint, &workload.network_gateway];
+        gateways.into_iter().flatten().try_for_each(Gateway::check)
     }
 
     fn check_service(&self, service: &Service) -> Result<()> {

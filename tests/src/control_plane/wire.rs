@@ -121,6 +121,13 @@ fn workload_message(mesh: &MeshFile, from: &Workload, protocol: Protocol) -> wor
         }
         .into(),
         cluster_id: CLUSTER.to_owned(),
+        hostname: from.hostname.clone().unwrap_or_default(),
+        network_mode: match from.host_network {
+            true => workload::NetworkMode::HostNetwork,
+            false => workload::NetworkMode::Standard,
+        }
+        .into(),
+        network_gateway: from.network_gateway.as_ref().map(|to| gateway(mesh, to)),
         services: memberships(mesh, from),
         capacity: from.capacity,
         ..workload::Workload::default()
@@ -183,6 +190,11 @@ fn service_message(mesh: &MeshFile, from: &Service) -> workload::Service {
             .addresses
             .iter()
             .map(|ip| network_address(&mesh.network, ip))
+            .chain(from.address_blocks.iter().map(|block| {
+                let mut address = network_address(&mesh.network, &block.address);
+                address.length = Some(block.length.into());
+                address
+            }))
             .collect(),
         ports: ports(from),
         subject_alt_names: from.subject_alt_names.clone(),

@@ -4,10 +4,12 @@
 
 mod client;
 mod forward;
+mod gateway;
 mod server;
 mod tls;
 
 pub use client::{Answer, Client, Refusal, Stage};
+pub use gateway::Passed;
 pub use server::{Connect, Server};
 
 /// The port that node proxies listen on in every enrolled pod.

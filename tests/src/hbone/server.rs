@@ -1,5 +1,5 @@
 //! A server on 15008 that is no node proxy: it presents any certificate and notes who asked for what. It answers by
-//! itself, or does what a waypoint does.
+//! itself, or does what a waypoint or a network gateway does.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 
 use super::forward::Forward;
+use super::gateway::{Gateway, Passed};
 use super::tls;
 use crate::control_plane::Credential;
 use crate::error::{Doing, LabError, Result};
@@ -33,6 +34,7 @@ const EXPECTED: Duration = Duration::from_secs(10);
 pub struct Server {
     listener: TcpListener,
     seen: Arc<Mutex<Seen>>,
+    passed: Arc<Mutex<Passed>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -42,6 +44,7 @@ pub struct Server {
 enum Task {
     Answer(StatusCode),
     Forward(Arc<Forward>),
+    PassOn(Arc<Gateway>),
 }
 
 #[derive(Default)]
@@ -119,6 +122,24 @@ impl Server {
         Self::start_with(place, on, credential, task, &rustls::version::TLS13)
     }
 
+    /// Starts a network gateway: a stream for one of the authorities in `routes` ends here, and its bytes go on to the
+    /// address, as they are. Any other authority is answered with 404.
+    ///
+    /// # Errors
+    /// When it cannot listen.
+    pub fn start_gateway(
+        place: &Place,
+        on: SocketAddr,
+        credential: &Credential,
+        routes: BTreeMap<String, SocketAddr>,
+    ) -> Result<Self> {
+        let passed = Arc::<Mutex<Passed>>::default();
+        let task = Task::PassOn(Arc::new(Gateway::new(place, routes, passed.clone())));
+        let mut server = Self::start_with(place, on, credential, task, &rustls::version::TLS13)?;
+        server.passed = passed;
+        Ok(server)
+    }
+
     fn start_with(
         place: &Place,
         on: SocketAddr,
@@ -155,6 +176,7 @@ impl Server {
         Ok(Self {
             listener: kept,
             seen,
+            passed: Arc::default(),
             stop: Some(stop),
             thread: Some(thread),
         })
@@ -176,6 +198,12 @@ impl Server {
     #[must_use]
     pub fn connects(&self) -> Vec<Connect> {
         lock(&self.seen).connects.clone()
+    }
+
+    /// What a gateway has passed on so far.
+    #[must_use]
+    pub fn passed(&self) -> Passed {
+        lock(&self.passed).clone()
     }
 
     /// The stream number `number`, counted from zero.
@@ -258,6 +286,10 @@ async fn connection(
             Task::Forward(forward) => {
                 let forward = forward.clone();
                 tokio::spawn(async move { forward.stream(request, response).await });
+            }
+            Task::PassOn(gateway) => {
+                let gateway = gateway.clone();
+                tokio::spawn(async move { gateway.stream(request, response).await });
             }
         }
     }

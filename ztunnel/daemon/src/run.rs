@@ -14,6 +14,7 @@ use ztunnel_node::discovery::{self, DiscoveryConfig};
 use ztunnel_node::enroll::{self, ApiListener, Enroller};
 use ztunnel_node::explain::Explainer;
 use ztunnel_node::identity::{CaConfig, Identities};
+use ztunnel_node::outbound::{Resolver, ResolverConfig};
 use ztunnel_node::own_pod::OwnNode;
 use ztunnel_node::pod::{DaemonPod, NodeContext, Workers};
 use ztunnel_node::state::mesh_channel;
@@ -25,6 +26,8 @@ use ztunnel_sys::cgroup::{self, OwnCgroup};
 use crate::cli::fail;
 use crate::config::Config;
 
+/// The node's own resolver configuration. In a container the kubelet puts there what `dnsPolicy` says.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// How long tasks that have been told to end may take.
 const LAST_TASKS: Duration = Duration::from_secs(2);
 
@@ -138,6 +141,12 @@ async fn run(config: Config, log: Log) -> Result<(), StartError> {
     };
     let identities = Identities::new(ca, tasks.clone(), shutdown.clone());
 
+    let names = ResolverConfig {
+        resolv_conf: RESOLV_CONF.into(),
+        ipv6: config.ipv6,
+    };
+    let resolver = Resolver::start(names, Pace::default(), tasks.clone(), shutdown.clone());
+
     let context = NodeContext {
         node: OwnNode {
             name: config.node.name.into(),
@@ -146,6 +155,7 @@ async fn run(config: Config, log: Log) -> Result<(), StartError> {
             identities,
             telemetry,
         },
+        resolver,
         tunnel: Arc::new(config.tunnel),
         inbound: config.inbound,
     };

@@ -12,6 +12,7 @@ use crate::baggage::{self, Baggage};
 use crate::trace::{self, Traceparent};
 
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+const FORWARDED_NETWORK: HeaderName = HeaderName::from_static("x-forwarded-network");
 /// Longest host of a `forwarded` header that is taken note of.
 const LONGEST_HOST: usize = 253;
 
@@ -25,6 +26,8 @@ pub struct Connect<'a> {
     pub from: SocketAddr,
     /// Hostname of the service it asked for, when known.
     pub service: Option<&'a str>,
+    /// The client's network, for a tunnel through a network gateway.
+    pub network: Option<&'a str>,
     pub trace: Traceparent,
 }
 
@@ -32,14 +35,14 @@ impl Connect<'_> {
     /// As a request of HTTP/2.
     ///
     /// # Errors
-    /// When the service name cannot stand in a header.
+    /// When the name of the service or the network cannot stand in a header.
     pub fn request(&self) -> Result<Request<()>, http::Error> {
         let mut forwarded = format!("for=\"{}\"", self.from);
         if let Some(service) = self.service {
             forwarded.push_str(";host=");
             forwarded.push_str(service);
         }
-        Request::builder()
+        let mut request = Request::builder()
             .method(Method::CONNECT)
             .uri(
                 Uri::builder()
@@ -48,8 +51,11 @@ impl Connect<'_> {
             )
             .header(baggage::HEADER, self.baggage.header())
             .header(FORWARDED, forwarded)
-            .header(trace::HEADER, self.trace.header())
-            .body(())
+            .header(trace::HEADER, self.trace.header());
+        if let Some(network) = self.network {
+            request = request.header(FORWARDED_NETWORK, network);
+        }
+        request.body(())
     }
 }
 
@@ -140,6 +146,7 @@ mod tests {
             },
             from: from.parse().unwrap(),
             service,
+            network: None,
             trace: Traceparent::new(1, 2),
         }
         .request()
@@ -172,6 +179,24 @@ mod tests {
     }
 
     #[test]
+    fn the_network_of_the_client_is_told_through_a_gateway_only() {
+        let mut connect = Connect {
+            authority: "db.shop.svc:80".parse().unwrap(),
+            baggage: Baggage::default(),
+            from: "10.0.0.1:1".parse().unwrap(),
+            service: Some("db.shop.svc"),
+            network: Some("west"),
+            trace: Traceparent::new(1, 2),
+        };
+        let request = connect.request().unwrap();
+        assert_eq!(request.headers()["x-forwarded-network"], "west");
+        assert_eq!(request.uri().to_string(), "db.shop.svc:80");
+        connect.network = None;
+        let request = connect.request().unwrap();
+        assert!(!request.headers().contains_key("x-forwarded-network"));
+    }
+
+    #[test]
     fn what_was_sent_is_what_was_asked() {
         let asked = Asked::parse(connect("10.0.0.2:80", "10.0.0.1:5", Some("db.svc"))).unwrap();
         assert_eq!(asked.authority.to_string(), "10.0.0.2:80");
@@ -187,6 +212,7 @@ mod tests {
             baggage: Baggage::default(),
             from: "10.0.0.1:1".parse().unwrap(),
             service: Some("a\nb"),
+            network: None,
             trace: Traceparent::new(1, 2),
         };
         assert!(connect.request().is_err());

@@ -283,7 +283,7 @@ fn in_a_row<'a>(
 
 /// A number in `0..bound`, as good as uniform: the bias is under bound / 2^64. Nothing when there is no such
 /// number.
-fn below(bound: u64, rng: &mut impl Rng) -> Option<u64> {
+pub(crate) fn below(bound: u64, rng: &mut impl Rng) -> Option<u64> {
     if bound == 0 {
         return None;
     }

@@ -35,6 +35,7 @@ use crate::step::{Is, Lookup, Role, Step};
 use crate::workload::{GatewayAddress, TunnelProtocol, Workload};
 
 mod reference;
+mod resolved;
 mod route;
 
 use reference::{Unresolved, is_client, resolve};

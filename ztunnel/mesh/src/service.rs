@@ -111,7 +111,9 @@ pub enum IpFamilies {
 }
 
 impl IpFamilies {
-    pub(crate) fn allow(self, ip: IpAddr) -> bool {
+    /// Whether addresses of the family of `ip` may be used.
+    #[must_use]
+    pub fn allow(self, ip: IpAddr) -> bool {
         match self {
             Self::Automatic | Self::Dual => true,
             Self::V4Only => ip.is_ipv4(),

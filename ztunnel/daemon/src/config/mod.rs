@@ -60,6 +60,8 @@ pub(crate) struct Config {
     pub(crate) inbound: InboundSettings,
     /// TCP keepalive and user timeout, each where it is turned on.
     pub(crate) liveness: Liveness,
+    /// Whether IPv6 addresses of names are of use.
+    pub(crate) ipv6: bool,
     /// Threads that carry traffic.
     pub(crate) worker_threads: NonZeroUsize,
     /// How long connections may go on after the daemon was told to stop.
@@ -113,6 +115,7 @@ impl Config {
         let tunnel = tunnel::read(reader);
         let tcp = tunnel::tcp(reader);
         let inbound = inbound::read(reader);
+        let ipv6 = reader.value(&settings::IPV6_ENABLED, value::boolean);
         let worker_threads = process::worker_threads(reader, proxy.concurrency, cpus);
         let drain_deadline = process::drain_deadline(reader);
         let log = process::log(reader);
@@ -128,6 +131,7 @@ impl Config {
             tunnel: tunnel?,
             inbound: inbound?,
             liveness: tcp?,
+            ipv6: ipv6?,
             worker_threads: worker_threads?,
             drain_deadline: drain_deadline?,
             log: log?,

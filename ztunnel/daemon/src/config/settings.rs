@@ -114,6 +114,8 @@ settings! {
         "streams, 1 to 65535", "how many connections share a tunnel before another one is opened";
     POOL_UNUSED_RELEASE_TIMEOUT = Value("5m"),
         "a duration, such as 30s or 5m", "how long a tunnel without streams is kept";
+    IPV6_ENABLED = Value("true"),
+        "true or false", "use IPv6 addresses of destinations that the mesh knows by name; listening follows the address families of each pod in any case";
 }
 "Connections to apps" {
     ENABLE_ORIG_SRC = Unset,
@@ -191,10 +193,6 @@ const IGNORED: &[(&str, &str)] = &[
     (
         "TRUST_DOMAIN",
         "the daemon's own comes from the control plane, like that of every workload",
-    ),
-    (
-        "IPV6_ENABLED",
-        "capture follows the address families of each pod",
     ),
     ("CLUSTER_DOMAIN", "there is no DNS proxy yet"),
     (

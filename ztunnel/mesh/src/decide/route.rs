@@ -54,7 +54,7 @@ pub struct NamedRoute {
 }
 
 impl NamedRoute {
-    /// The route by one of the addresses of the name.
+    /// The route by an address, whatever it is: a connection takes one that may be used, see `resolved`.
     #[must_use]
     pub fn at(self, ip: IpAddr) -> Route {
         self.hop.at(ip)

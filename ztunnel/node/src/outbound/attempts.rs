@@ -192,7 +192,9 @@ fn is_refusal(err: &OutboundError) -> bool {
     match err {
         OutboundError::Timeout { .. } => true,
         OutboundError::Connect { source, .. } => !is_ours(source),
-        OutboundError::Open(err) => match err {
+        // Another one may have an address.
+        OutboundError::Resolve(_) => true,
+        OutboundError::Open(err) | OutboundError::Through { source: err, .. } => match err {
             OpenError::Dial(err) => is_refusal_to_talk(err),
             // The peer's certificate was revoked.
             OpenError::Cut { .. }
@@ -211,8 +213,6 @@ fn is_refusal(err: &OutboundError) -> bool {
         | OutboundError::Lookups { .. }
         | OutboundError::Identity(_)
         | OutboundError::Loop { .. }
-        | OutboundError::Name { .. }
-        | OutboundError::Gateway { .. }
         | OutboundError::NobodyAccepted { .. }
         | OutboundError::Retried { .. }
         | OutboundError::AppGone(_)
@@ -248,7 +248,10 @@ fn is_ours(source: &io::Error) -> bool {
 
 /// Whether the next hop itself was reached, and said that there is nobody behind it.
 fn is_of_the_app(err: &OutboundError) -> bool {
-    matches!(err, OutboundError::Open(OpenError::Refused { .. }))
+    matches!(
+        err,
+        OutboundError::Open(OpenError::Refused { .. }) | OutboundError::Through { .. }
+    )
 }
 
 /// Random numbers of the thread, and who was found to refuse.

@@ -6,6 +6,8 @@
 //! known, a refusal is a reset. What a partial mesh lacks is asked for; an answer that is late means a refusal, not
 //! plaintext.
 
+mod resolve;
+
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -17,11 +19,11 @@ use tokio::time::{Instant, timeout};
 use tracing::debug;
 use ztunnel_hbone::{Authority, Connect, Traceparent};
 use ztunnel_mesh::addr::{self, ClientAddr, HboneAddr, OrigDst};
-use ztunnel_mesh::decide::{Decision, Drawn, HboneRoute, NamedRoute, Route, decide};
+use ztunnel_mesh::decide::{Decision, DoubleHboneRoute, Drawn, HboneRoute, Route, decide};
 use ztunnel_mesh::name::Principal;
 use ztunnel_mesh::reason::Reason;
 use ztunnel_mesh::service::Service;
-use ztunnel_mesh::{Mesh, Refusal, Workload};
+use ztunnel_mesh::{Mesh, Refusal, Rng, Workload};
 use ztunnel_sys::socket::canonical;
 
 use crate::connections::Record;
@@ -31,7 +33,9 @@ use crate::relay::{self, RelayError, ResetOnDrop};
 use crate::state::{LOOKUP_WAIT, LookupTimeout};
 use crate::task::{Shutdown, TaskGroup};
 use crate::telemetry::{Direction, Party};
-use crate::tunnel::{Destination, OpenError, Pool, Stream, TunnelSettings};
+use crate::tunnel::{Destination, OpenError, Opened, Pool, Stream, TunnelFacts, TunnelSettings};
+
+pub use resolve::{ResolveError, Resolver, ResolverConfig};
 
 mod attempts;
 mod refusers;
@@ -47,6 +51,7 @@ const LOOKUPS: usize = 16;
 /// The outgoing side of one pod on one worker thread.
 pub struct Outbound {
     pod: Rc<OwnPod>,
+    resolver: Resolver,
     pool: Pool,
     refusers: Refusers,
     settings: Arc<TunnelSettings>,
@@ -69,6 +74,12 @@ enum OutboundError {
     Identity(#[from] IdentityError),
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error("the gateway {gateway} passes it on, but no tunnel could be made through it")]
+    Through {
+        gateway: HboneAddr,
+        #[source]
+        source: OpenError,
+    },
     #[error("connect to {to} timed out after {after:?}")]
     Timeout { to: SocketAddr, after: Duration },
     #[error("connect to {to} failed")]
@@ -79,12 +90,8 @@ enum OutboundError {
     },
     #[error("{to} is the pod itself: the connection would come back")]
     Loop { to: SocketAddr },
-    #[error("{hostname} has to be resolved to reach {to}, which is not supported yet")]
-    Name { hostname: Arc<str>, to: OrigDst },
-    #[error(
-        "{to} is on another network, reached through the gateway {gateway}, which is not supported yet"
-    )]
-    Gateway { gateway: HboneAddr, to: OrigDst },
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
     #[error("no endpoint accepted: {tried}")]
     NobodyAccepted { tried: Tried, reason: Reason },
     #[error("after other endpoints refused ({before})")]
@@ -106,10 +113,9 @@ impl OutboundError {
             Self::Unknown(_) => Reason::WorkloadUnknown,
             Self::Refused(refusal) => refusal.reason,
             Self::Lookup(_) | Self::Lookups { .. } => Reason::LookupTimeout,
-            Self::Name { .. } => Reason::NameUnresolved,
-            Self::Gateway { .. } => Reason::NoGateway,
+            Self::Resolve(err) => err.reason(),
             Self::Identity(err) => err.reason(),
-            Self::Open(err) => err.reason(),
+            Self::Open(err) | Self::Through { source: err, .. } => err.reason(),
             Self::Timeout { .. } => Reason::DestinationTimeout,
             Self::Connect { source, .. } => match source.kind() {
                 // The kernel has given up before we did.
@@ -171,12 +177,25 @@ enum Reached {
     Stream(Stream),
 }
 
+impl Reached {
+    /// Who is at the far end is what the tunnel that goes all the way says.
+    fn through(opened: Opened, record: &Record) -> Self {
+        let TunnelFacts { peer, tls } = opened.tunnel;
+        let mut facts = record.facts();
+        facts.dst_identity = peer.map(Principal::into_identity);
+        facts.tls_cipher = Some(tls.cipher);
+        facts.tls_key_exchange = Some(tls.key_exchange);
+        Self::Stream(opened.stream)
+    }
+}
+
 impl Outbound {
     /// Serves `pod`. Its tunnels are run by tasks in `tasks`; on `shutdown` they are let go, and each ends with its
     /// last stream.
     #[must_use]
     pub fn new(
         pod: Rc<OwnPod>,
+        resolver: Resolver,
         settings: Arc<TunnelSettings>,
         tasks: TaskGroup,
         shutdown: Shutdown,
@@ -184,6 +203,7 @@ impl Outbound {
         let pool = Pool::new(Arc::clone(&settings), tasks, shutdown);
         Self {
             pod,
+            resolver,
             pool,
             refusers: Refusers::default(),
             settings,
@@ -262,7 +282,7 @@ impl Outbound {
                 facts.service = service;
             }
             match self
-                .follow(record, src, dst, &workload, route, attempt.within)
+                .follow(record, src, &workload, route, attempt.within)
                 .await
             {
                 Ok(reached) => {
@@ -284,7 +304,6 @@ impl Outbound {
         &self,
         record: &Record,
         src: ClientAddr,
-        dst: OrigDst,
         workload: &Workload,
         route: Route,
         within: Option<Duration>,
@@ -294,16 +313,21 @@ impl Outbound {
                 record.facts().next_hop = Some(to);
                 self.direct(to, within).await.map(Reached::Tcp)
             }
-            Route::Hbone(route) => self
-                .tunnel(record, src, workload, route, within)
-                .await
-                .map(Reached::Stream),
-            Route::DoubleHbone(route) => Err(OutboundError::Gateway {
-                gateway: route.outer.peer,
-                to: dst,
-            }),
-            Route::Named(NamedRoute { hostname, .. }) => {
-                Err(OutboundError::Name { hostname, to: dst })
+            Route::Hbone(route) => {
+                let opened = self.tunnel(record, src, workload, &route, within).await?;
+                Ok(Reached::through(opened, record))
+            }
+            Route::DoubleHbone(route) => {
+                let ways = self.two_tunnels(record, src, workload, route, within);
+                Ok(Reached::through(ways.await?, record))
+            }
+            // With an address it is one of the others.
+            Route::Named(route) => {
+                let hostname = Arc::clone(&route.hostname);
+                let addresses = self.resolver.resolve(&hostname, route.families).await?;
+                let route = route.resolved(&addresses, workload, &mut Random);
+                let route = route.map_err(OutboundError::Refused)?;
+                Box::pin(self.follow(record, src, workload, route, within)).await
             }
         }
     }
@@ -358,52 +382,92 @@ impl Outbound {
         record: &Record,
         src: ClientAddr,
         workload: &Workload,
-        route: HboneRoute,
+        route: &HboneRoute,
         within: Option<Duration>,
-    ) -> Result<Stream, OutboundError> {
-        let trace = Traceparent::new(rand::random(), rand::random());
+    ) -> Result<Opened, OutboundError> {
+        let peer = route.peer;
         {
             let mut facts = record.facts();
-            facts.hbone = Some(route.peer);
-            facts.authority = Some(authority(route.authority.clone()));
+            facts.hbone = Some(peer);
+            facts.authority = Some(authority(&route.authority));
             facts.src_identity = Some(workload.identity());
-            facts.trace = Some(trace);
         }
+        let request = request(record, src, workload, route);
         let to = Destination {
-            peer: route.peer,
+            peer,
             credential: self.pod.credential(workload).await?,
-            expected: route.expected,
-        };
-        let request = Connect {
-            authority: authority(route.authority),
-            baggage: baggage(workload),
-            from: src.0,
-            service: route.service.as_deref(),
-            trace,
+            expected: Arc::clone(&route.expected),
         };
         let connect = || {
             let net = self.pod.net.clone();
-            async move { net.connect(route.peer.0).await }
+            async move { net.connect(peer.0).await }
         };
-        let opened = self
-            .pool
-            .open_within(within, &to, &request, connect)
-            .await?;
-        let mut facts = record.facts();
-        facts.dst_identity = opened.tunnel.peer.map(Principal::into_identity);
-        facts.tls_cipher = Some(opened.tunnel.tls.cipher);
-        facts.tls_key_exchange = Some(opened.tunnel.tls.key_exchange);
-        Ok(opened.stream)
+        let opened = self.pool.open_within(within, &to, &request, connect);
+        Ok(opened.await?)
+    }
+
+    /// By way of a network gateway, which passes on the bytes of a tunnel that ends behind it.
+    async fn two_tunnels(
+        &self,
+        record: &Record,
+        src: ClientAddr,
+        workload: &Workload,
+        route: DoubleHboneRoute,
+        within: Option<Duration>,
+    ) -> Result<Opened, OutboundError> {
+        let DoubleHboneRoute { outer, inner } = route;
+        let gateway = outer.peer;
+        let way = self.tunnel(record, src, workload, &outer, within).await?;
+        let request = Connect {
+            network: Some(&self.pod.network),
+            ..request(record, src, workload, &outer)
+        };
+        let to = Destination {
+            peer: gateway,
+            credential: self.pod.credential(workload).await?,
+            expected: inner,
+        };
+        self.pool
+            .open_inside(way.stream, &to, &request)
+            .await
+            .map_err(|source| OutboundError::Through { gateway, source })
     }
 }
 
-fn authority(asked: addr::Authority) -> Authority {
+/// What is asked of a peer. The trace is that of the connection, however many tunnels it takes.
+fn request<'a>(
+    record: &Record,
+    src: ClientAddr,
+    workload: &'a Workload,
+    route: &'a HboneRoute,
+) -> Connect<'a> {
+    let new = || Traceparent::new(rand::random(), rand::random());
+    Connect {
+        authority: authority(&route.authority),
+        baggage: baggage(workload),
+        from: src.0,
+        service: route.service.as_deref(),
+        network: None,
+        trace: *record.facts().trace.get_or_insert_with(new),
+    }
+}
+
+fn authority(asked: &addr::Authority) -> Authority {
     match asked {
-        addr::Authority::Ip(addr) => Authority::Ip(addr),
+        addr::Authority::Ip(addr) => Authority::Ip(*addr),
         addr::Authority::Host { host, port } => Authority::Host {
-            host: host.into(),
-            port,
+            host: host.as_str().into(),
+            port: *port,
         },
+    }
+}
+
+/// The thread's random numbers.
+struct Random;
+
+impl Rng for Random {
+    fn next_u32(&mut self) -> u32 {
+        rand::random()
     }
 }
 

@@ -23,7 +23,7 @@ use crate::identity::{CaConfig, Identities};
 use crate::inbound::{Inbound, InboundSettings, Offer};
 use crate::own_pod::OwnNode;
 use crate::state::{MeshReader, MeshWriter, mesh_channel};
-use crate::task::PodNet;
+use crate::task::{Pace, PodNet};
 use crate::telemetry::written::Written;
 use crate::telemetry::{Metrics, Telemetry};
 use crate::tls;
@@ -110,6 +110,7 @@ struct Node {
     writer: MeshWriter,
     tasks: TaskGroup,
     telemetry: Telemetry,
+    resolver: Resolver,
     log: Log,
 }
 
@@ -140,6 +141,15 @@ impl Node {
             writer,
             tasks: TaskGroup::default(),
             telemetry,
+            resolver: Resolver::start(
+                ResolverConfig {
+                    resolv_conf: "/dev/null".into(),
+                    ipv6: true,
+                },
+                Pace::default(),
+                TaskGroup::default(),
+                Shutdown::default(),
+            ),
             log,
         }
     }
@@ -212,6 +222,7 @@ impl Node {
     fn web(&self) -> Outbound {
         Outbound::new(
             self.pod("web"),
+            self.resolver.clone(),
             Arc::default(),
             self.tasks.clone(),
             Shutdown::default(),
@@ -385,8 +396,8 @@ fn a_peer_without_its_tunnel_is_seen_as_a_reset() {
 }
 
 #[test]
-fn what_no_tunnel_can_be_made_for_yet_is_seen_as_a_reset() {
-    run("later", async |mut node: Node| {
+fn what_has_no_way_is_seen_as_a_reset() {
+    run("nowhere", async |mut node: Node| {
         node.publish(|db| {
             db.addresses = Addresses::Other(Box::default());
             db.hostname = "db.example".into();
@@ -409,9 +420,9 @@ fn what_no_tunnel_can_be_made_for_yet_is_seen_as_a_reset() {
             .assert(&[
                 &[
                     "reason=\"NAME_UNRESOLVED\"",
-                    "db.example has to be resolved",
+                    "db.example cannot be resolved",
                 ],
-                &["reason=\"NO_GATEWAY\"", "the gateway 10.9.0.1:15008"],
+                &["reason=\"PEER_UNREACHABLE\"", "10.9.0.1:15008"],
             ])
             .await;
     });

@@ -20,7 +20,7 @@ use ztunnel_mesh::name::{PodName, PodUid};
 use crate::capture::ListenerSet;
 use crate::connections::{Cut, Registry};
 use crate::inbound::{Inbound, InboundSettings, Offer};
-use crate::outbound::Outbound;
+use crate::outbound::{Outbound, Resolver};
 use crate::own_pod::{OwnNode, OwnPod};
 use crate::pod::{DaemonPod, Listeners};
 use crate::task::{Backoff, PodNet, Shutdown, TaskGroup};
@@ -33,6 +33,7 @@ const QUEUE: usize = 256;
 #[derive(Clone)]
 pub struct NodeContext {
     pub node: OwnNode,
+    pub resolver: Resolver,
     pub tunnel: Arc<TunnelSettings>,
     pub inbound: InboundSettings,
 }
@@ -247,6 +248,7 @@ impl ServedPod {
         let (settings, tasks, shutdown) = (&context.tunnel, &this.serving, &this.shutdown);
         let outbound = Outbound::new(
             Rc::clone(&own),
+            context.resolver.clone(),
             settings.clone(),
             tasks.clone(),
             shutdown.clone(),

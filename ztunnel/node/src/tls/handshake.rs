@@ -38,6 +38,15 @@ pub enum HandshakeError {
 }
 
 impl HandshakeError {
+    /// What failed below or within TLS, if that is known.
+    #[must_use]
+    pub fn io(&self) -> Option<&io::Error> {
+        match self {
+            Self::Failed(error) => Some(error),
+            Self::Timeout { .. } | Self::TooMany => None,
+        }
+    }
+
     /// The reason a connection ends with.
     #[must_use]
     pub fn reason(&self) -> Reason {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
@@ -23,6 +24,7 @@ use ztunnel_mesh::reason::Reason;
 
 use super::cut::Cut;
 use super::flow::{Backlog, Windowed, Windows};
+use super::inside;
 use super::keepalive::{Beat, Keepalive};
 use super::settings::TunnelSettings;
 use super::stream::io_error;
@@ -66,6 +68,9 @@ impl DialError {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
+            Self::Tls { .. } | Self::Http2 { .. } if inside::reason(self).is_some() => {
+                inside::reason(self).unwrap_or(Reason::PeerUnreachable)
+            }
             Self::Timeout { .. } => Reason::PeerTimeout,
             Self::Connect { source, .. } => match source.kind() {
                 // The kernel has given up before we did.
@@ -218,17 +223,22 @@ impl Drop for Slot {
     }
 }
 
+/// What a tunnel goes through.
+pub(super) trait Io: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
+
 /// The connection below a tunnel: whoever dialed must run it.
-pub(super) struct Driver {
+pub(super) struct Driver<IO> {
     peer: HboneAddr,
-    connection: Connection<TlsStream<TcpStream>, Bytes>,
+    connection: Connection<TlsStream<IO>, Bytes>,
     keepalive: Option<Keepalive>,
     idle_release: Duration,
     revocation: RevocationWatch,
     windows: Windows,
 }
 
-impl Windowed for Connection<TlsStream<TcpStream>, Bytes> {
+impl<IO: Io> Windowed for Connection<TlsStream<IO>, Bytes> {
     fn resize_streams(&mut self, window: u32) -> bool {
         self.set_initial_window_size(window).is_ok()
     }
@@ -246,7 +256,7 @@ pub(super) async fn dial(
     expected: Arc<[Identity]>,
     settings: &TunnelSettings,
     connect_timeout: Duration,
-) -> Result<(Rc<Tunnel>, Driver), DialError> {
+) -> Result<(Rc<Tunnel>, Driver<TcpStream>), DialError> {
     let tcp = timeout(connect_timeout, connect)
         .await
         .map_err(|_| DialError::Timeout {
@@ -254,9 +264,21 @@ pub(super) async fn dial(
             after: connect_timeout,
         })?
         .map_err(|source| DialError::Connect { peer, source })?;
+    handshake(peer, tcp, credential, expected, settings, Cut::default()).await
+}
+
+/// Makes a tunnel of a connection to `peer`. What cuts it is told to `cut`.
+pub(super) async fn handshake<IO: Io>(
+    peer: HboneAddr,
+    io: IO,
+    credential: &Credential,
+    expected: Arc<[Identity]>,
+    settings: &TunnelSettings,
+    cut: Cut,
+) -> Result<(Rc<Tunnel>, Driver<IO>), DialError> {
     let no_tls = |source| DialError::Tls { peer, source };
     let config = credential.client_config(expected);
-    let stream = tls::connect(config, tcp, settings.handshake_timeout)
+    let stream = tls::connect(config, io, settings.handshake_timeout)
         .await
         .map_err(no_tls)?;
     let (_, session) = stream.get_ref();
@@ -289,7 +311,7 @@ pub(super) async fn dial(
         streams: Cell::new(0),
         used: Cell::new(Instant::now()),
         retired: Cell::new(false),
-        cut: Cut::default(),
+        cut,
         backlog,
         no_room_since: Cell::new(None),
         asked: Cell::new(false),
@@ -307,7 +329,7 @@ pub(super) async fn dial(
     Ok((Rc::new(tunnel), driver))
 }
 
-impl Driver {
+impl<IO: Io> Driver<IO> {
     /// Moves the tunnel's frames until it is closed, by the peer or because nobody refers to it any more. Calls
     /// `release` when the pool should let go of it.
     pub(super) async fn run(

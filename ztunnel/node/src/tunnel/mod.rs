@@ -9,12 +9,12 @@
 //! - A stream that is dropped before both directions have ended is reset with CONNECT_ERROR. Never with CANCEL, which
 //!   peers take for an orderly end.
 //! - A tunnel whose peer's certificate is revoked ends at once, with all its streams, and each of them says why.
-//!
-//! Absent for now: HBONE in HBONE.
+//! - A tunnel inside of another one's stream is for one connection and is never in a pool.
 
 mod client;
 mod cut;
 mod flow;
+mod inside;
 mod keepalive;
 mod pool;
 mod server;

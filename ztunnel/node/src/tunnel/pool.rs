@@ -29,6 +29,7 @@ use ztunnel_mesh::name::Identity;
 use ztunnel_mesh::reason::Reason;
 
 use super::client::{DialError, NoSlot, Slot, Tunnel, TunnelFacts, dial};
+use super::inside;
 use super::settings::TunnelSettings;
 use super::stream::{Stream, io_error};
 use crate::task::{Shutdown, TaskGroup};
@@ -223,7 +224,7 @@ impl Pool {
     {
         let by = within.map(|within| Instant::now() + within);
         let (slot, origin) = self.slot(by, to, request, &connect).await?;
-        match self.connect_stream(to.peer, slot, request).await {
+        match connect_stream(&self.0.settings, to.peer, slot, request).await {
             // The peer is silent: it may have taken the CONNECT, but nothing was sent after it.
             Err(OpenError::Silent { peer, after }) => {
                 let silent = DialError::Silent { peer, after };
@@ -235,7 +236,28 @@ impl Pool {
             result => return result,
         }
         let (slot, _) = self.slot(by, to, request, &connect).await?;
-        self.connect_stream(to.peer, slot, request).await
+        connect_stream(&self.0.settings, to.peer, slot, request).await
+    }
+
+    /// Opens a stream in a tunnel of its own, made inside of `outer`. The peer is the one that `outer` goes to; the
+    /// identities are those of whoever is at the far end of the inner tunnel.
+    ///
+    /// # Errors
+    /// When there is no such tunnel, or its far end does not accept.
+    pub async fn open_inside(
+        &self,
+        outer: Stream,
+        to: &Destination,
+        request: &Connect<'_>,
+    ) -> Result<Opened, OpenError> {
+        let Inner {
+            settings,
+            tasks,
+            shutdown,
+            ..
+        } = &*self.0;
+        let slot = inside::dial(outer, to, settings, tasks, shutdown).await?;
+        connect_stream(settings, to.peer, slot, request).await
     }
 
     /// A place in a tunnel: of one that is there, of one that somebody is making, or of a new one.
@@ -385,55 +407,6 @@ impl Pool {
             driver.run(weak.clone(), shutdown, release).await;
         }));
         Ok(dialing)
-    }
-
-    async fn connect_stream(
-        &self,
-        peer: HboneAddr,
-        slot: Slot,
-        request: &Connect<'_>,
-    ) -> Result<Opened, OpenError> {
-        let request = request
-            .request()
-            .map_err(|source| OpenError::Request { peer, source })?;
-        let cut = slot.0.cut.clone();
-        let failed = |err| match cut.reason() {
-            Some(reason) => OpenError::Cut { peer, reason },
-            None => failure(peer, err),
-        };
-        let mut requests = slot.0.requests().ready().await.map_err(failed)?;
-        let (mut response, send) = requests.send_request(request, false).map_err(failed)?;
-        let settings = &self.0.settings;
-        let after = settings.answer_timeout;
-        let answer = async {
-            match timeout(settings.ask_after, &mut response).await {
-                Ok(answer) => answer,
-                Err(_) => {
-                    slot.0.ask();
-                    response.await
-                }
-            }
-        };
-        let response = tokio::select! {
-            biased;
-            answer = timeout(after, answer) => answer
-                .map_err(|_| OpenError::NoAnswer { peer, after })?
-                .map_err(failed)?,
-            () = slot.0.doubted() => {
-                let after = settings.doubt_after;
-                return Err(OpenError::Silent { peer, after });
-            }
-        };
-        match Answer::classify(&response) {
-            Answer::Open => Ok(Opened {
-                tunnel: slot.0.facts.clone(),
-                stream: {
-                    let (backlog, cut) = (slot.0.backlog.clone(), slot.0.cut.clone());
-                    Stream::new(send, response.into_body(), &backlog, cut, Some(slot))
-                },
-            }),
-            Answer::Refused(status) => Err(OpenError::Refused { peer, status }),
-        }
     }
 
     /// How many tunnels are there or being made, and how many other peers are taken for dead.
@@ -590,7 +563,56 @@ impl Drop for Attempt {
     }
 }
 
-fn failure(peer: HboneAddr, err: h2::Error) -> OpenError {
+/// Opens a stream in its place in a tunnel.
+async fn connect_stream(
+    settings: &TunnelSettings,
+    peer: HboneAddr,
+    slot: Slot,
+    request: &Connect<'_>,
+) -> Result<Opened, OpenError> {
+    let request = request
+        .request()
+        .map_err(|source| OpenError::Request { peer, source })?;
+    let cut = slot.0.cut.clone();
+    let failed = |err| match cut.reason() {
+        Some(reason) => OpenError::Cut { peer, reason },
+        None => failure(peer, err),
+    };
+    let mut requests = slot.0.requests().ready().await.map_err(failed)?;
+    let (mut response, send) = requests.send_request(request, false).map_err(failed)?;
+    let after = settings.answer_timeout;
+    let answer = async {
+        match timeout(settings.ask_after, &mut response).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                slot.0.ask();
+                response.await
+            }
+        }
+    };
+    let response = tokio::select! {
+        biased;
+        answer = timeout(after, answer) => answer
+            .map_err(|_| OpenError::NoAnswer { peer, after })?
+            .map_err(failed)?,
+        () = slot.0.doubted() => {
+            let after = settings.doubt_after;
+            return Err(OpenError::Silent { peer, after });
+        }
+    };
+    match Answer::classify(&response) {
+        Answer::Open => Ok(Opened {
+            tunnel: slot.0.facts.clone(),
+            stream: {
+                let (backlog, cut) = (slot.0.backlog.clone(), slot.0.cut.clone());
+                Stream::new(send, response.into_body(), &backlog, cut, Some(slot))
+            },
+        }),
+        Answer::Refused(status) => Err(OpenError::Refused { peer, status }),
+    }
+}
+
+pub(super) fn failure(peer: HboneAddr, err: h2::Error) -> OpenError {
     match err.reason().map(|code| ErrorCode(code.into())) {
         Some(ErrorCode::REFUSED_STREAM) => OpenError::Closing { peer },
         Some(ErrorCode::NO_ERROR) if err.is_go_away() => OpenError::Closing { peer },

@@ -49,6 +49,11 @@ impl Stream {
         }
     }
 
+    /// That of the tunnel it is in.
+    pub(super) fn cut(&self) -> &Cut {
+        &self.cut
+    }
+
     /// A stream that has sent nothing has its own window still whole: if there is no room for it, then because there is
     /// none in the tunnel.
     fn note_room(&self, is_room: bool) {

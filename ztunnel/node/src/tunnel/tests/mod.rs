@@ -1,6 +1,7 @@
 //! Client and server over real TCP, TLS and HTTP/2 on loopback, on one thread.
 
 mod dead;
+mod inside;
 mod pool;
 mod relayed;
 mod revoked;
@@ -153,6 +154,20 @@ impl Client {
         }
     }
 
+    fn request(&self) -> Connect<'static> {
+        Connect {
+            authority: Authority::Ip(SocketAddr::from(([10, 0, 0, 9], 80))),
+            baggage: Baggage {
+                namespace: "shop",
+                ..Baggage::default()
+            },
+            from: self.from,
+            service: Some("db.shop.svc"),
+            network: None,
+            trace: Traceparent::new(1, 2),
+        }
+    }
+
     async fn open(&self) -> Result<Opened, OpenError> {
         let peer = self.to.peer.0;
         self.open_over(move || TcpStream::connect(peer)).await
@@ -163,21 +178,11 @@ impl Client {
     where
         F: Future<Output = io::Result<TcpStream>> + 'static,
     {
-        let request = Connect {
-            authority: Authority::Ip(SocketAddr::from(([10, 0, 0, 9], 80))),
-            baggage: Baggage {
-                namespace: "shop",
-                ..Baggage::default()
-            },
-            from: self.from,
-            service: Some("db.shop.svc"),
-            trace: Traceparent::new(1, 2),
-        };
         let connect = || {
             self.connects.set(self.connects.get() + 1);
             connect()
         };
-        self.pool.open(&self.to, &request, connect).await
+        self.pool.open(&self.to, &self.request(), connect).await
     }
 
     /// So many at once.
