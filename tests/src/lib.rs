@@ -34,6 +34,7 @@ mod error;
 mod fingerprint;
 pub mod hbone;
 mod lab;
+pub mod load;
 mod mesh_file;
 mod net;
 mod nginx;
