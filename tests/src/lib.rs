@@ -49,7 +49,7 @@ pub mod tester;
 pub use control_plane::{
     Answer, Authority, CaMode, ControlPlane, Credential, DiscoveryFault, Issued, Refused, Validity,
 };
-pub use daemon::{Daemon, DaemonOptions};
+pub use daemon::{Daemon, DaemonOptions, binary as daemon_binary};
 pub use error::{Doing, LabError, Result};
 pub use fingerprint::Fingerprint;
 pub use lab::Lab;
