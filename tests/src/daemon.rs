@@ -244,7 +244,11 @@ fn program(
     Ok(program)
 }
 
-fn binary() -> Result<PathBuf> {
+/// The program that labs run as the daemon.
+///
+/// # Errors
+/// When it was not built.
+pub fn binary() -> Result<PathBuf> {
     binary::find("ztunnel", "ZTUNNEL_BIN", "cargo xtask build")
 }
 

@@ -35,6 +35,7 @@ mod error;
 mod fingerprint;
 pub mod hbone;
 mod lab;
+pub mod load;
 mod mesh_file;
 mod net;
 mod nginx;
@@ -49,7 +50,7 @@ pub mod tester;
 pub use control_plane::{
     Answer, Authority, CaMode, ControlPlane, Credential, DiscoveryFault, Issued, Refused, Validity,
 };
-pub use daemon::{Daemon, DaemonOptions};
+pub use daemon::{Daemon, DaemonOptions, binary as daemon_binary};
 pub use dns::Dns;
 pub use error::{Doing, LabError, Result};
 pub use fingerprint::Fingerprint;

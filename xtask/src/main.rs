@@ -3,6 +3,7 @@
 //! Standard library only, so that the first thing anybody runs compiles in a second. It does what a careful person
 //! would type by hand and prints the command whenever one fails.
 
+mod bench;
 mod build;
 mod demo;
 mod setup;
@@ -22,6 +23,7 @@ usage: cargo xtask <command>
   build [--release]  compile the eBPF programs, then the workspace
   demo [--keep]      setup, build, then one request with and without the mesh, and what was on the wire
   test               setup, build, format check, clippy, unit tests, end-to-end tests
+  bench [--quick]    release build, then what the mesh costs beside no mesh and Envoy sidecars; --help for more
 ";
 
 fn main() -> ExitCode {
@@ -52,6 +54,7 @@ fn run(args: &[String]) -> Outcome {
         ["build", "--release"] => build::build(&workspace, build::Profile::Release),
         ["demo", ref options @ ..] => demo::demo(&workspace, options),
         ["test"] => test::test(&workspace),
+        ["bench", ref options @ ..] => bench::bench(&workspace, options),
         _ => Err(Failure::new(format!(
             "unknown: {}\n\n{USAGE}",
             args.join(" ")

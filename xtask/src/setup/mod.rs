@@ -4,6 +4,7 @@
 //! root nor a network.
 
 mod apt;
+mod envoy;
 mod linker;
 mod toolchain;
 
@@ -13,6 +14,7 @@ use std::process::Command;
 
 use crate::shell::{self, Failure, Outcome};
 use crate::workspace::Workspace;
+pub(crate) use envoy::envoy;
 pub(crate) use toolchain::Toolchain;
 
 /// What compiles and links eBPF programs.
