@@ -100,8 +100,8 @@ fn agreed(lab: &Lab, to: &str) -> String {
     if tunnel.is_null() {
         assert_eq!(report.outcome, Outcome::Good, "{to}: {said}");
         assert_eq!(
-            (line.field("dst.addr"), line.field("reason")),
-            ("", "COMPLETE")
+            (line.field("protocol"), line.field("reason")),
+            ("TCP", "COMPLETE")
         );
         return format!("direct {}", text(&plan["to"]));
     }

@@ -312,7 +312,7 @@ fn a_pod_nobody_announced_is_refused_until_it_is() {
     });
     assert!(started.elapsed() < BOUND, "{:?}", started.elapsed());
     let node = lab.node("node1");
-    for direction in ["outbound", "inbound-plaintext"] {
+    for direction in ["outbound", "inbound"] {
         let refused = [("direction", direction), ("reason", "WORKLOAD_UNKNOWN")];
         let line = access::line(node, &refused);
         assert!(line.contains("shop/client"), "{line:?}");

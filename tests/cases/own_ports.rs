@@ -14,7 +14,8 @@ use crate::access::{self, eventually};
 use crate::mesh::MESH;
 
 /// Of the proxy as Istio knows it: outbound, inbound, HBONE, DNS or SOCKS, administration, metrics, readiness.
-const PORTS: [u16; 7] = [15001, 15006, 15008, 15080, 15000, 15020, READINESS];
+const PORTS: [u16; 7] = [15001, 15006, 15008, 15080, 15000, METRICS, READINESS];
+const METRICS: u16 = 15020;
 const READINESS: u16 = 15021;
 /// What one call may take.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -153,10 +154,10 @@ fn the_proxy_ports_are_refused_whoever_calls_them_by_whatever_way() {
             calls.extend(PORTS.map(|port| (from, (ip, port).into())));
         }
     }
-    // The node answers probes of its readiness, whoever asks, and says nothing else to anybody.
-    let probes: SocketAddr = (node, READINESS).into();
+    // The node answers probes of its readiness and scrapes, whoever asks, and says nothing else to anybody.
+    let open = [METRICS, READINESS].map(|port| SocketAddr::from((node, port)));
     let (probed, mut calls): (Vec<_>, Vec<_>) =
-        calls.into_iter().partition(|call| call.1 == probes);
+        calls.into_iter().partition(|call| open.contains(&call.1));
     for (from, to) in probed {
         let answer = String::from_utf8(call(from, to).unwrap()).unwrap();
         assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");

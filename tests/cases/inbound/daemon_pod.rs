@@ -98,7 +98,9 @@ fn policy_says_who_reads_metrics() {
         "policies:\n  - {name: scrapers, namespace: istio-system, rules: [[[{principals: [cluster.local/ns/shop/sa/client], destination_ports: [15020]}]]]}\n",
     );
     let at = format!("{NODE}:{STATS}");
-    let answer = super::ask(&client(&lab, CLIENT), NODE, &at);
+    let scraper = client(&lab, CLIENT).payload("GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n");
+    let to = SocketAddr::from(([172, 18, 0, 2], hbone::PORT));
+    let answer = scraper.connect(to, &at).unwrap().unwrap();
     assert!(super::text(&answer).contains(METRICS), "{answer:?}");
     let other = client(&lab, "spiffe://cluster.local/ns/shop/sa/near");
     refused(lab.node("node2"), &other, NODE, &at, 401, "POLICY_DENIED");

@@ -88,14 +88,7 @@ fn an_app_that_does_not_accept_is_given_ten_seconds() {
     let _queued = queued.unwrap();
     let client = client(&lab, CLIENT).timeout(Duration::from_secs(20));
     let node = lab.node("node2");
-    refused(
-        node,
-        &client,
-        FAR,
-        &to.to_string(),
-        503,
-        "DESTINATION_UNREACHABLE",
-    );
-    let line = access::line(node, &[("reason", "DESTINATION_UNREACHABLE")]);
+    refused(node, &client, FAR, &to.to_string(), 503, "APP_UNREACHABLE");
+    let line = access::line(node, &[("reason", "APP_UNREACHABLE")]);
     assert!(line.contains("timed out after 10s"), "{line:?}");
 }

@@ -94,7 +94,7 @@ fn an_address_that_goes_to_another_pod_at_once_belongs_to_that_one() {
         let seen = client.check(ips[0], &Check::of(Service::Peer)).unwrap();
         assert_eq!(seen.seen_as.map(|seen| seen.ip()), client.v4().ok());
         assert_eq!(tap.stop().unwrap().marker("to the heir"), 0);
-        let identity = format!("dst_identity={} ", heir.identity());
+        let identity = format!("dst.identity=\"{}\" ", heir.identity());
         let log = lab.node("node1").log();
         assert!(
             log.contains(&identity),

@@ -151,7 +151,7 @@ fn unreadable_lists_stop_no_node() {
             .find(|line| line.contains("certificates are not checked until the file is mended"))
             .unwrap_or_else(|| panic!("{log}"));
         assert!(
-            told.contains("ERROR") && told.contains("ca-crl.pem"),
+            told.contains("\terror\t") && told.contains("ca-crl.pem"),
             "{told}"
         );
     }

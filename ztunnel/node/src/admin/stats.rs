@@ -19,7 +19,7 @@ const TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; c
 pub fn stats(metrics: Arc<Metrics>) -> impl Fn(&Request) -> Response + Send + Sync + 'static {
     move |request| {
         if !PATHS.contains(&request.uri().path()) {
-            let mut response = Response::new(Body::from("metrics are at /metrics\n"));
+            let mut response = Response::default();
             *response.status_mut() = StatusCode::NOT_FOUND;
             return response;
         }

@@ -192,8 +192,6 @@ fn is_refusal(err: &OutboundError) -> bool {
     match err {
         OutboundError::Timeout { .. } => true,
         OutboundError::Connect { source, .. } => !is_ours(source),
-        // Another one may have an address.
-        OutboundError::Resolve(_) => true,
         OutboundError::Open(err) | OutboundError::Through { source: err, .. } => match err {
             OpenError::Dial(err) => is_refusal_to_talk(err),
             // The peer's certificate was revoked.
@@ -212,6 +210,8 @@ fn is_refusal(err: &OutboundError) -> bool {
         | OutboundError::Lookup(_)
         | OutboundError::Lookups { .. }
         | OutboundError::Identity(_)
+        // As long as that takes, there is no time left.
+        | OutboundError::Resolve(_)
         | OutboundError::Loop { .. }
         | OutboundError::NobodyAccepted { .. }
         | OutboundError::Retried { .. }

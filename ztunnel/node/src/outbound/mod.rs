@@ -274,9 +274,10 @@ impl Outbound {
                 next_hop,
                 service,
             } = decided;
-            let attempt = attempts.begin(drawn)?;
+            let attempt = attempts.begin(drawn).inspect_err(|_| record.opened())?;
             {
                 let mut facts = record.facts();
+                (facts.hbone, facts.next_hop, facts.authority) = (None, None, None);
                 facts.dst_identity = next_hop.as_ref().map(|next_hop| next_hop.identity());
                 facts.dst = next_hop.map_or(Party::Unknown, Party::Workload);
                 facts.service = service;
@@ -295,7 +296,6 @@ impl Outbound {
                     .failed(attempt, err)
                     .inspect_err(|_| record.opened())?,
             }
-            record.facts().hbone = None;
         }
     }
 

@@ -311,15 +311,15 @@ fn a_service_is_reached_through_the_tunnel() {
             "src.identity=\"spiffe://cluster.local/ns/shop/sa/web\"",
             "dst.identity=\"spiffe://cluster.local/ns/shop/sa/db\"",
             "dst.service=\"db.shop.svc\"",
-            "hbone=10.9.0.2:15008",
-            "tls_cipher=\"TLS_AES_128_GCM_SHA256\"",
-            "tls_key_exchange=\"X25519MLKEM768\"",
+            "dst.addr=10.9.0.2:15008",
+            "tls.cipher=\"TLS_AES_128_GCM_SHA256\"",
+            "tls.key_exchange=\"X25519MLKEM768\"",
             "reason=\"COMPLETE\"",
             "bytes_sent=5 bytes_recv=5",
         ];
         let outbound = [
             "direction=\"outbound\"",
-            "src=10.9.0.1:",
+            "src.addr=10.9.0.1:",
             "dst.orig_addr=10.9.0.100:80",
         ];
         let inbound = ["direction=\"inbound\"", "dst.orig_addr=10.9.0.2:8080"];
