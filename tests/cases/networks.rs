@@ -358,7 +358,7 @@ fn without_its_gateway_another_network_is_not_reached() {
     update(&lab, |mesh| {
         mesh.workload_mut("shop/far").unwrap().network_gateway = None;
     });
-    assert_refused(&lab, "NO_ROUTE", &["has no network gateway", "east"]);
+    assert_refused(&lab, "NO_GATEWAY", &["has no network gateway", "east"]);
     // It was not the network.
     announce(&lab, by_address("10.244.2.20"));
     let report = check(&lab, VIP[0]);
