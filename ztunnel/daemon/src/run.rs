@@ -126,6 +126,7 @@ async fn run(config: Config, log: Log) -> Result<(), StartError> {
         endpoint: config.xds,
         node: config.node.description,
         subscription: config.subscription,
+        metrics: telemetry.metrics.xds.clone(),
     };
     tasks.spawn(discovery::run(
         discovery,

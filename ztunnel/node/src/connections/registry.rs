@@ -16,7 +16,7 @@ use ztunnel_mesh::authorize::Peer;
 use ztunnel_mesh::name::{PodName, Principal};
 
 use super::record::{Cut, Record, State};
-use crate::telemetry::{Direction, Facts, KnownPairs, Telemetry, Traffic};
+use crate::telemetry::{Counting, Direction, Facts, KnownPairs, Metrics, Telemetry, Traffic};
 
 /// So many connections are looked at before others get their turn,
 const BATCH: usize = 256;
@@ -110,6 +110,19 @@ impl Registry {
         let open = Rc::clone(&connection);
         self.open.borrow_mut().insert(number, open);
         Record::new(Rc::clone(self), connection)
+    }
+
+    /// The metrics of the node.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.telemetry.metrics
+    }
+
+    /// Counts a socket that was just accepted, for as long as it is open.
+    #[must_use]
+    pub fn socket(&self, direction: Direction) -> Counting {
+        let open = &self.metrics().sockets_open;
+        Counting::one(&open[direction.reporter() as usize])
     }
 
     pub(super) fn leave(&self, connection: &Connection) {

@@ -32,12 +32,14 @@ use tracing::{debug, info, warn};
 use ztunnel_mesh::Mesh;
 use ztunnel_mesh::partial::Key;
 use ztunnel_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use ztunnel_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use ztunnel_sys::memory;
 
 use crate::admin::Pending;
 use crate::control_plane::{ControlPlaneError, Endpoint, explain};
 use crate::state::MeshWriter;
 use crate::task::{Backoff, Shutdown};
+use crate::telemetry::XdsMetrics;
 
 pub use node::NodeDescription;
 use responses::Responses;
@@ -68,6 +70,7 @@ pub struct DiscoveryConfig {
     pub endpoint: Endpoint,
     pub node: NodeDescription,
     pub subscription: Subscription,
+    pub metrics: XdsMetrics,
 }
 
 /// Follows the control plane until shutdown. `first_state` is done when a response of each type that is subscribed to
@@ -77,11 +80,12 @@ pub async fn run(cfg: DiscoveryConfig, mesh: MeshWriter, first_state: Pending, s
         endpoint,
         node,
         subscription,
+        metrics,
     } = cfg;
     let address = endpoint.address.to_string();
     let credentials = endpoint.credentials();
     let connect = || Ok((endpoint.channel()?, endpoint.metadata()?));
-    let discovery = Discovery::new(&node, subscription, mesh, first_state);
+    let discovery = Discovery::new(&node, subscription, mesh, first_state, metrics);
     tokio::select! {
         () = shutdown.started() => {}
         () = discovery.follow(&address, &credentials, connect) => {}
@@ -111,6 +115,7 @@ struct Discovery {
     writer: MeshWriter,
     /// Until it has come.
     first_state: Option<Pending>,
+    metrics: XdsMetrics,
 }
 
 impl Discovery {
@@ -119,6 +124,7 @@ impl Discovery {
         subscription: Subscription,
         writer: MeshWriter,
         first_state: Pending,
+        metrics: XdsMetrics,
     ) -> Self {
         Self {
             session: AdsSession::new(node.to_proto(), subscription),
@@ -128,6 +134,7 @@ impl Discovery {
             },
             writer,
             first_state: Some(first_state),
+            metrics,
         }
     }
 
@@ -149,6 +156,8 @@ impl Discovery {
             if responses > 0 && started.elapsed() >= LASTING {
                 backoff.reset();
             }
+            let kind = error.termination();
+            self.metrics.terminations.with_label_values(&[kind]).inc();
             resume = error.resume();
             let pause = backoff.delay();
             let text = with_causes(&error);
@@ -270,6 +279,16 @@ impl Discovery {
     /// Applies a response, publishes the result and says what to answer.
     fn apply(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
         let type_url = response.type_url.clone();
+        // Others are rejected; they share a series, whatever they are called.
+        let mut known = [ADDRESS_TYPE, AUTHORIZATION_TYPE].into_iter();
+        let url = known.find(|known| *known == type_url).unwrap_or("unknown");
+        let payload = response.resources.iter().map(|resource| {
+            let payload = resource.resource.as_ref();
+            payload.map_or(0, |payload| payload.value.len() as u64)
+        });
+        self.metrics.messages.with_label_values(&[url]).inc();
+        let bytes = self.metrics.bytes.with_label_values(&[url]);
+        bytes.inc_by(payload.sum());
         let Received {
             delta,
             answer,
@@ -343,6 +362,15 @@ impl StreamError {
                 Code::Unauthenticated | Code::PermissionDenied
             ),
             Self::ControlPlane(_) | Self::OpenTimeout | Self::Ended | Self::AnswerTimeout => false,
+        }
+    }
+
+    /// What dashboards of Istio's ztunnel call it.
+    fn termination(&self) -> &'static str {
+        match self {
+            Self::ControlPlane(_) | Self::Open(_) | Self::OpenTimeout => "ConnectionError",
+            Self::Broken(_) | Self::AnswerTimeout => "Error",
+            Self::Ended => "Complete",
         }
     }
 

@@ -22,6 +22,7 @@ use ztunnel_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use super::*;
 use crate::admin::Readiness;
 use crate::state::{MeshReader, mesh_channel};
+use crate::telemetry::Metrics;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -182,7 +183,8 @@ impl Client {
         let readiness = Readiness::default();
         let node = NodeDescription::default();
         let first_state = readiness.pending("state manager");
-        let discovery = Discovery::new(&node, subscription, writer, first_state);
+        let metrics = Metrics::new("test", 1).xds.clone();
+        let discovery = Discovery::new(&node, subscription, writer, first_state, metrics);
         let connect = move || {
             if attempts.fetch_add(1, Ordering::Relaxed) < failures {
                 let origin = "a test".into();

@@ -22,7 +22,7 @@ use crate::identity::IdentityError;
 use crate::own_pod::{WorkloadUnknown, baggage};
 use crate::relay::{self, ResetOnDrop};
 use crate::state::LOOKUP_WAIT;
-use crate::telemetry::{Direction, Party};
+use crate::telemetry::{Counting, Direction, Party};
 use crate::tunnel::{AcceptError, Incoming, Request, TunnelFacts, accept};
 
 /// Questions that one address may need: whose it is, and what the waypoints of those are; hardly ever more than one.
@@ -68,16 +68,29 @@ pub(super) async fn serve(
     client: ClientAddr,
     local: SocketAddr,
 ) {
-    let record = inner.pod.connections.start(Direction::InboundHbone, client);
+    let connections = &inner.pod.connections;
+    let metrics = &connections.metrics().tunnels;
+    let _open = connections.socket(Direction::InboundHbone);
+    let began = Instant::now();
+    let record = connections.start(Direction::InboundHbone, client);
     record.facts().hbone = Some(HboneAddr(local));
-    let incoming = match record
-        .unless_cut(Box::pin(make_tunnel(inner, accepted)))
-        .await
-    {
+    let making = record.unless_cut(Box::pin(make_tunnel(inner, accepted)));
+    let refused = |reason: Reason| metrics.refused.with_label_values(&[reason.code()]).inc();
+    let incoming = match making.await {
         Ok(Ok(incoming)) => incoming,
-        Ok(Err(err)) => return record.failed(err.reason(), err),
-        Err(cut) => return record.failed(cut.reason(), cut),
+        Ok(Err(err)) => {
+            refused(err.reason());
+            return record.failed(err.reason(), err);
+        }
+        Err(cut) => {
+            refused(cut.reason());
+            return record.failed(cut.reason(), cut);
+        }
     };
+    metrics
+        .accept_seconds
+        .observe(began.elapsed().as_secs_f64());
+    let _served = Counting::one(&metrics.served);
     // From here on every stream has a record of its own.
     record.dismiss();
     let tunnel = Rc::new(Tunnel {

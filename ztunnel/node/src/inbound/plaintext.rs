@@ -21,6 +21,7 @@ pub(super) async fn serve(
     client: ClientAddr,
     local: SocketAddr,
 ) {
+    let _open = inner.pod.connections.socket(Direction::InboundPlaintext);
     let record = inner
         .pod
         .connections

@@ -220,6 +220,7 @@ impl Outbound {
                 return debug!(%error, "app gone before its connection was served");
             }
         };
+        let _open = self.pod.connections.socket(Direction::Outbound);
         let record = self.pod.connections.start(Direction::Outbound, src);
         record.facts().dst_addr = Some(dst.0);
         let carried = self.carry(&record, ResetOnDrop::new(accepted), src, dst);

@@ -24,6 +24,7 @@ use crate::outbound::{Outbound, Resolver};
 use crate::own_pod::{OwnNode, OwnPod};
 use crate::pod::{DaemonPod, Listeners};
 use crate::task::{Backoff, PodNet, Shutdown, TaskGroup};
+use crate::telemetry::Metrics;
 use crate::tunnel::TunnelSettings;
 
 /// Messages that may wait for a worker.
@@ -70,7 +71,7 @@ enum Command {
 
 /// The worker threads.
 #[derive(Clone, Debug)]
-pub struct Workers(Arc<[mpsc::Sender<Command>]>);
+pub struct Workers(Arc<[mpsc::Sender<Command>]>, Arc<Metrics>);
 
 impl Workers {
     /// Starts `count` threads.
@@ -91,7 +92,8 @@ impl Workers {
                 })?;
             Ok(commands)
         });
-        Ok(Self(workers.collect::<io::Result<_>>()?))
+        let metrics = Arc::clone(&context.node.telemetry.metrics);
+        Ok(Self(workers.collect::<io::Result<_>>()?, metrics))
     }
 
     /// How many there are.
@@ -103,6 +105,7 @@ impl Workers {
     /// Serves a pod. `listeners` has one set for each worker.
     pub async fn start_pod(&self, pod: PodStart, listeners: Listeners) {
         let Listeners { sets, ports } = listeners;
+        self.1.pods_started.inc();
         for (worker, listeners) in self.0.iter().zip(sets) {
             if worker
                 .send(Command::Start {
@@ -130,6 +133,7 @@ impl Workers {
 
     /// Ends a pod: says how many connections were still there after `deadline` and were cut.
     pub async fn drain_pod(&self, uid: &PodUid, deadline: Duration) -> usize {
+        self.1.pods_stopped.inc();
         let drains = self
             .ask(|done| Command::Drain {
                 uid: uid.clone(),

@@ -2,7 +2,7 @@
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{IntCounter, IntGaugeVec, Opts};
+use prometheus::{IntCounter, IntGauge, IntGaugeVec, Opts};
 
 /// A family of gauges, made anew for every scrape: what is gone leaves no series behind.
 pub struct Gauges<F> {
@@ -70,5 +70,23 @@ impl<F: Fn() -> u64 + Send + Sync> Collector for CounterOf<F> {
         };
         counter.inc_by((self.read)());
         counter.collect()
+    }
+}
+
+/// Counts one for as long as it lives.
+#[derive(Debug)]
+pub struct Counting(IntGauge);
+
+impl Counting {
+    #[must_use]
+    pub fn one(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }

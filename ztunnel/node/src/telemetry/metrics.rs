@@ -59,31 +59,13 @@ pub struct XdsMetrics {
     pub bytes: IntCounterVec,
 }
 
-/// Tunnels of this node, as a client and as a server.
+/// Tunnels that peers make to pods of this node.
 #[derive(Clone, Debug)]
 pub struct TunnelMetrics {
-    pub open: [IntGauge; 2],
-    pub handshakes: [IntCounter; 2],
-    pub handshakes_failed: [IntCounter; 2],
-    pub handshake_seconds: [Histogram; 2],
-}
-
-/// Which side of a tunnel this node is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    Client,
-    Server,
-}
-
-impl Side {
-    const ALL: [Self; 2] = [Self::Client, Self::Server];
-
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::Server => "server",
-        }
-    }
+    /// Those that are open.
+    pub served: IntGauge,
+    pub accept_seconds: Histogram,
+    pub refused: IntCounterVec,
 }
 
 /// Makes metrics and registers them. Names are literals of this file, so neither fails.
@@ -254,28 +236,20 @@ impl XdsMetrics {
 
 impl TunnelMetrics {
     fn new(make: &Make<'_>) -> Self {
-        let both = |of: &dyn Fn(&str) -> IntCounter| Side::ALL.map(|side| of(side.as_str()));
-        let open = make.gauges("ztunnel_tunnels_open", "Tunnels with peers.", &["side"]);
-        let handshakes = make.counters(
-            "ztunnel_handshakes_total",
-            "TLS handshakes with peers that came to an end.",
-            &["side"],
+        let served = IntGauge::new("ztunnel_tunnels_served", "Tunnels of peers to pods here.");
+        let seconds = HistogramOpts::new(
+            "ztunnel_tunnel_accept_duration_seconds",
+            "From accept until a tunnel of a peer takes streams: the TLS handshake, mostly.",
         );
-        let failed = make.counters(
-            "ztunnel_handshakes_failed_total",
-            "TLS handshakes with peers that failed.",
-            &["side"],
-        );
-        let seconds = make.seconds(
-            "ztunnel_handshake_duration_seconds",
-            "How long TLS handshakes with peers took.",
-            "side",
-        );
+        let seconds = Histogram::with_opts(seconds.buckets(CONNECT_SECONDS.to_vec()));
         Self {
-            open: Side::ALL.map(|side| open.with_label_values(&[side.as_str()])),
-            handshakes: both(&|side| handshakes.with_label_values(&[side])),
-            handshakes_failed: both(&|side| failed.with_label_values(&[side])),
-            handshake_seconds: Side::ALL.map(|side| seconds.with_label_values(&[side.as_str()])),
+            served: make.add(served),
+            accept_seconds: make.add(seconds),
+            refused: make.counters(
+                "ztunnel_tunnels_refused_total",
+                "Connections to 15008 that did not become a tunnel, by reason.",
+                &["reason"],
+            ),
         }
     }
 }
