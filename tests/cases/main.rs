@@ -15,6 +15,7 @@ mod lifecycle;
 mod live_policy;
 mod local_api;
 mod mesh;
+mod metrics;
 mod names;
 mod networks;
 mod no_way;
