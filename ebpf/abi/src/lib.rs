@@ -18,9 +18,10 @@ pub const ABI_VERSION: u32 = 1;
 pub const CAPTURE_MARK: u32 = 0x7a74_0001;
 /// Set by the daemon on its connections to an app, and carried back by the app's answers.
 pub const DELIVERY_MARK: u32 = 0x7a74_0002;
-/// Set by the daemon on its outbound listeners, to whose connections it passes. No rule looks for it. Without a mark
-/// of their own those connections would take over the capture mark (`tcp_fwmark_accept`), and answers would reach
-/// the app's socket by way of `lo`; one that is bound to another interface never sees them there.
+/// Set by the daemon on its outbound listeners, to whose connections it passes. Without a mark of their own those
+/// connections would take over the capture mark (`tcp_fwmark_accept`), and answers would reach the app's socket by way
+/// of `lo`; one that is bound to another interface never sees them there. What the kernel says back for a socket of the
+/// app's that is no more has this mark too (`fwmark_reflect`): policy routing takes it round to `lo`, to the daemon.
 pub const ANSWER_MARK: u32 = 0x7a74_0003;
 
 /// The port on which a pod takes HBONE.

@@ -75,6 +75,7 @@ fn damage_to_capture_is_shown_with_its_reason_and_enrolling_again_repairs_it() {
         ("-6 rule flush", "policy routing"),
         ("-4 rule del pref 100", "policy routing"),
         ("-6 rule del pref 102", "policy routing"),
+        ("-4 rule del pref 104", "policy routing"),
         ("-4 rule add pref 0 lookup local", "policy routing"),
         ("-4 rule add pref 7 lookup main", "policy routing"),
         ("-4 route flush table 31348", "policy routing"),

@@ -105,6 +105,7 @@ fn an_enrollment_that_fails_in_the_middle_leaves_no_trace() {
         // Captured connections would take the way of this rule, in plaintext.
         ("-4 rule add pref 100 lookup main", "preference 100"),
         ("-6 rule add pref 50 lookup main", "preference 50"),
+        ("-4 rule add pref 104 lookup main", "preference 104"),
     ] {
         let lab = Lab::from_yaml(FAMILIES).unwrap();
         lab.node("node1").start_daemon().unwrap();

@@ -6,6 +6,7 @@ mod families;
 mod payload;
 mod ports;
 mod reach;
+mod reuse;
 mod strangers;
 mod tunnels;
 mod wire;

@@ -6,13 +6,14 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd as _;
+use std::time::Duration;
 
 use lab::Place;
 use lab::tester::Service;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
 };
-use nix::sys::time::{TimeVal, TimeValLike as _};
+use nix::sys::time::TimeVal;
 
 use super::{OUTSIDE_HOST, ip, own_address};
 use crate::mesh::enrolled;
@@ -37,20 +38,29 @@ fn all_work(from: &Place, own: IpAddr, to: IpAddr) {
     }
 }
 
-/// A connection that has been of use.
-fn exchange(from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+/// Connects from a port that may have been used a moment ago. No call takes longer than `limit`.
+pub(super) fn connect_from(
+    from: SocketAddr,
+    to: SocketAddr,
+    limit: Duration,
+) -> io::Result<TcpStream> {
     let family = match from {
         SocketAddr::V4(_) => AddressFamily::Inet,
         SocketAddr::V6(_) => AddressFamily::Inet6,
     };
     let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    let limit = TimeVal::seconds(1);
+    let limit = TimeVal::new(limit.as_secs().cast_signed(), limit.subsec_micros().into());
     setsockopt(&fd, sockopt::SendTimeout, &limit)?;
     setsockopt(&fd, sockopt::ReceiveTimeout, &limit)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     bind(fd.as_raw_fd(), &SockaddrStorage::from(from))?;
     connect(fd.as_raw_fd(), &SockaddrStorage::from(to))?;
-    let mut stream = TcpStream::from(fd);
+    Ok(TcpStream::from(fd))
+}
+
+/// A connection that has been of use.
+fn exchange(from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let mut stream = connect_from(from, to, Duration::from_secs(1))?;
     stream.write_all(&from.port().to_be_bytes())?;
     let mut answer = [0; 2];
     stream.read_exact(&mut answer)?;

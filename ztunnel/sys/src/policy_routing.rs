@@ -4,11 +4,22 @@
 //! pref 100  fwmark <capture>    lookup <table>    what the connect hook marked
 //! pref 101  fwmark <delivery>   lookup <table>    daemon -> app, and the app's answers
 //! pref 102  fwmark <capture>    unreachable       never anywhere else, should the table have no route
+//! pref 103  fwmark <answer>     lookup local      daemon -> app: answers to captured connections, as without a mark
+//! pref 104  fwmark <answer>     lookup <table>    app -> daemon, where the kernel has no socket of the app's any more
+//! pref 105  fwmark <answer>     unreachable
 //! pref 200  from all            lookup local      moved from pref 0: or else the pod's own addresses match there
 //!                                                 first, and the daemon's delivery would be captured again
 //! table:    local default dev lo    src <address>   without src the kernel picks 127.0.0.1 and connect fails
 //!           local default dev eth0  src <address>   for sockets bound to an interface
 //! ```
+//!
+//! The answer mark comes back: what the kernel says for a socket that is gone, closed and in TIME-WAIT, or not connected
+//! yet, has the mark of the packet that it answers (`fwmark_reflect`, which delivery needs), and not the one of the
+//! socket: `IP4_REPLY_MARK(net, skb->mark) ?: sk->sk_mark` in `ip_send_unicast_reply` (net/ipv4/ip_output.c),
+//! `IP6_REPLY_MARK` in `tcp_v6_send_response` (net/ipv6/tcp_ipv6.c). Those are the last ACK of a client that closed
+//! first, and the resets of one that is gone. Their destination is not the pod: without rules for them they leave the
+//! pod in the clear, and the daemon's socket, which waits for them, stays in LAST-ACK for a minute or two and stands in
+//! the way of the next connection from the same port.
 //!
 //! Everything is tagged with a routing protocol number of its own, so what is ours can be found and removed
 //! without remembering it.
@@ -37,13 +48,28 @@ const PREF_LOCAL: u32 = 0;
 const PREF_CAPTURE: u32 = 100;
 const PREF_DELIVERY: u32 = 101;
 const PREF_BACKSTOP: u32 = 102;
+const PREF_ANSWER: u32 = 103;
+const PREF_ANSWER_BACK: u32 = 104;
+const PREF_ANSWER_BACKSTOP: u32 = 105;
 const PREF_LOCAL_MOVED: u32 = 200;
+
+/// Of all our rules, in their order.
+const PREFS: [u32; 7] = [
+    PREF_CAPTURE,
+    PREF_DELIVERY,
+    PREF_BACKSTOP,
+    PREF_ANSWER,
+    PREF_ANSWER_BACK,
+    PREF_ANSWER_BACKSTOP,
+    PREF_LOCAL_MOVED,
+];
 
 /// The marks to route.
 #[derive(Clone, Copy, Debug)]
 pub struct Marks {
     pub capture: u32,
     pub delivery: u32,
+    pub answer: u32,
 }
 
 /// Makes routes, then rules, what they should be in every family the namespace has. What is right already is left
@@ -104,7 +130,7 @@ pub fn is_complete(interfaces: &[Interface]) -> io::Result<bool> {
         prefs.sort_unstable();
         let routes = our_routes(&mut netlink, family)?;
         let mut wanted = wanted_routes(family, interfaces);
-        if prefs != [PREF_CAPTURE, PREF_DELIVERY, PREF_BACKSTOP, PREF_LOCAL_MOVED]
+        if prefs != PREFS
             || first_before_ours(&rules).is_some()
             || routes.len() != wanted_routes(family, interfaces).count()
             || !wanted.all(|want| routes.iter().any(|route| is_route(route, want)))
@@ -141,19 +167,29 @@ fn install_family(
     if let Some(pref) = first_before_ours(&rules(netlink, family)?) {
         return Err(io::Error::other(format!(
             "a routing rule of somebody else for {family:?} with preference {pref} comes before those of capture \
-             ({PREF_CAPTURE} to {PREF_BACKSTOP}), so captured connections could leave in plaintext; move it to a \
+             ({PREF_CAPTURE} to {PREF_ANSWER_BACKSTOP}), so captured connections could leave in plaintext; move it to a \
              preference above {PREF_LOCAL_MOVED}"
         )));
     }
-    let backstop = mark_rule(
-        family,
-        PREF_BACKSTOP,
-        marks.capture,
-        RuleAction::Unreachable,
-    );
-    let delivery = mark_rule(family, PREF_DELIVERY, marks.delivery, RuleAction::ToTable);
-    let capture = mark_rule(family, PREF_CAPTURE, marks.capture, RuleAction::ToTable);
-    for rule in [backstop, delivery, capture] {
+    let (to, never) = (RuleAction::ToTable, RuleAction::Unreachable);
+    let Marks {
+        capture,
+        delivery,
+        answer,
+    } = marks;
+    // A backstop comes last for answers, of which there may be some that go by `local` until now, and first for what is
+    // captured.
+    for (pref, mark, table, action) in [
+        (PREF_ANSWER, answer, TABLE_LOCAL, to),
+        (PREF_ANSWER_BACK, answer, TABLE, to),
+        (PREF_ANSWER_BACKSTOP, answer, TABLE, never),
+        (PREF_BACKSTOP, capture, TABLE, never),
+        (PREF_DELIVERY, delivery, TABLE, to),
+        (PREF_CAPTURE, capture, TABLE, to),
+    ] {
+        let mut rule = rule(family, pref, table, action, OURS);
+        rule.attributes
+            .extend([RuleAttribute::FwMark(mark), RuleAttribute::FwMask(u32::MAX)]);
         add_rule(netlink, rule).map_err(|err| named(&err, "add a capture rule", family))?;
     }
     Ok(())
@@ -217,7 +253,7 @@ fn remove_first_local(netlink: &mut Netlink, family: Family) -> io::Result<()> {
 fn first_before_ours(rules: &[RuleMessage]) -> Option<u32> {
     rules
         .iter()
-        .take_while(|rule| pref_of(rule) <= PREF_BACKSTOP)
+        .take_while(|rule| pref_of(rule) <= PREF_ANSWER_BACKSTOP)
         .find(|rule| !is_our_rule(rule))
         .map(pref_of)
 }
@@ -291,13 +327,6 @@ fn rule(
 
 fn local_rule(family: Family, pref: u32, tag: RouteProtocol) -> RuleMessage {
     rule(family, pref, TABLE_LOCAL, RuleAction::ToTable, tag)
-}
-
-fn mark_rule(family: Family, pref: u32, mark: u32, action: RuleAction) -> RuleMessage {
-    let mut rule = rule(family, pref, TABLE, action, OURS);
-    rule.attributes
-        .extend([RuleAttribute::FwMark(mark), RuleAttribute::FwMask(u32::MAX)]);
-    rule
 }
 
 fn add_rule(netlink: &mut Netlink, rule: RuleMessage) -> io::Result<()> {
@@ -399,6 +428,7 @@ mod tests {
     const MARKS: Marks = Marks {
         capture: 0x7a74_0001,
         delivery: 0x7a74_0002,
+        answer: 0x7a74_0003,
     };
 
     /// Runs `job` in a new namespace that looks like a pod's.
@@ -451,6 +481,9 @@ mod tests {
                 assert!(is_complete(&interfaces).unwrap(), "{:#?}", everything());
                 assert!(ip("route get 192.0.2.1 mark 0x7a740001").contains("dev lo"));
                 assert!(ip("-6 route get 2001:db8::1 mark 0x7a740001").contains("dev lo"));
+                assert!(ip("route get 192.0.2.1 mark 0x7a740003").contains("dev lo"));
+                assert!(ip("-6 route get 2001:db8::1 mark 0x7a740003").contains("dev lo"));
+                assert!(ip("rule").contains("103:\tfrom all fwmark 0x7a740003 lookup local"));
                 assert!(
                     ip("route get 192.0.2.1 mark 0x7a740001 oif eth0").contains("local 192.0.2.1")
                 );

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use ztunnel_abi::connect::{PodEntry, STATE_CAPTURE, STATE_REFUSE};
-use ztunnel_abi::{CAPTURE_MARK, DELIVERY_MARK};
+use ztunnel_abi::{ANSWER_MARK, CAPTURE_MARK, DELIVERY_MARK};
 use ztunnel_sys::cgroup::{self, OwnCgroup};
 use ztunnel_sys::interface::interfaces;
 use ztunnel_sys::netns::NetNs;
@@ -114,6 +114,7 @@ fn connects_of_an_enrolled_namespace_arrive_at_the_outbound_listener() {
         let marks = Marks {
             capture: CAPTURE_MARK,
             delivery: DELIVERY_MARK,
+            answer: ANSWER_MARK,
         };
         policy_routing::install(&interfaces, marks).unwrap();
         let mut entry = PodEntry {

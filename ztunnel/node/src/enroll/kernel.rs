@@ -16,7 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tracing::{error, warn};
 use ztunnel_abi::connect::{MAX_INTERFACES, PodEntry, STATE_CAPTURE, STATE_REFUSE};
 use ztunnel_abi::lookup::FLAG_BYPASS_INBOUND;
-use ztunnel_abi::{CAPTURE_MARK, DELIVERY_MARK};
+use ztunnel_abi::{ANSWER_MARK, CAPTURE_MARK, DELIVERY_MARK};
 use ztunnel_sys::interface::{Interface, LO, interfaces, is_link_local};
 use ztunnel_sys::netns::NetNs;
 use ztunnel_sys::policy_routing::{self, Marks};
@@ -31,6 +31,7 @@ use crate::pod::{Listeners, open_listeners};
 const MARKS: Marks = Marks {
     capture: CAPTURE_MARK,
     delivery: DELIVERY_MARK,
+    answer: ANSWER_MARK,
 };
 
 /// Make the app's answers on connections that the daemon opened carry the daemon's mark: those of accepted sockets,
