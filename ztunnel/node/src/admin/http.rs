@@ -195,6 +195,8 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(DEADLINE)
         .max_buf_size(MAX_HEAD)
+        // Who has asked may close its side before it has the answer.
+        .half_close(true)
         .keep_alive(false);
     let served = server.serve_connection(TokioIo::new(stream), service);
     match timeout(DEADLINE, served).await {
