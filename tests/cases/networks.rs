@@ -318,8 +318,9 @@ fn without_its_gateway_another_network_is_not_reached() {
     let blind = gateway_to(&lab, GATEWAY_IDENTITY, &format!("{}:7999", GATEWAY[0]));
     assert_refused(&lab, "PEER_REFUSED", &["503"]);
     drop(blind);
-    // Somebody is behind it who hangs up: the endpoint's proxy, where no app listens.
-    let blind = gateway_to(&lab, GATEWAY_IDENTITY, &format!("{FAR}:7999"));
+    // Somebody is behind it who hangs up after the first byte.
+    let hangs_up = format!("{FAR}:{}", Service::Reset.port());
+    let blind = gateway_to(&lab, GATEWAY_IDENTITY, &hangs_up);
     assert_refused(
         &lab,
         "PEER_UNREACHABLE",
