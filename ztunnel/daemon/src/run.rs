@@ -18,8 +18,10 @@ use ztunnel_node::outbound::{Resolver, ResolverConfig};
 use ztunnel_node::own_pod::OwnNode;
 use ztunnel_node::pod::{DaemonPod, NodeContext, Workers};
 use ztunnel_node::state::mesh_channel;
-use ztunnel_node::task::{Pace, Shutdown, TaskGroup};
-use ztunnel_node::telemetry::{CounterOf, Log, MOST_PAIRS, Metrics, Telemetry, chain, start_log};
+use ztunnel_node::task::{Budget, Pace, Shutdown, TaskGroup};
+use ztunnel_node::telemetry::{
+    CounterOf, Gauges, Log, MOST_PAIRS, Metrics, Telemetry, chain, start_log,
+};
 use ztunnel_node::tls::{self, CrlFile};
 use ztunnel_sys::cgroup::{self, OwnCgroup};
 
@@ -112,6 +114,7 @@ async fn run(config: Config, log: Log) -> Result<(), StartError> {
     tasks.spawn(readiness.clone().tell(shutdown.clone()));
 
     let telemetry = telemetry(&config.node.istio_version, log);
+    count_tunnel_memory(&telemetry.metrics, config.tunnel.memory.clone());
     // Until the very end: the last scrape is not lost.
     let (last, scraped) = (Shutdown::default(), TaskGroup::default());
     scrapes.serve(
@@ -210,6 +213,24 @@ fn telemetry(version: &str, log: Log) -> Telemetry {
         warn!(%error, "dropped log lines are not counted");
     }
     Telemetry::new(metrics, log)
+}
+
+fn count_tunnel_memory(metrics: &Metrics, memory: Budget) {
+    let bytes = |count| i64::try_from(count).unwrap_or(i64::MAX);
+    let gauges = Gauges::new(
+        "ztunnel_tunnel_memory_bytes",
+        "What peers may make tunnels hold until apps take it, as reserved now and at most.",
+        "what",
+        move || {
+            vec![
+                ("reserved".to_owned(), bytes(memory.taken())),
+                ("limit".to_owned(), bytes(memory.limit())),
+            ]
+        },
+    );
+    if let Err(error) = metrics.register(gauges) {
+        warn!(%error, "the memory of tunnels is not counted");
+    }
 }
 
 /// What all certificates are used with. The revocation lists, if there are any, are in force before the first

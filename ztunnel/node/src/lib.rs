@@ -1,7 +1,7 @@
 //! Everything asynchronous of the node daemon, in rooms; a room imports rooms of lower rows only.
 //!
 //! ```text
-//! 0  task           task groups, shutdown, backoff, sockets in a pod's namespace
+//! 0  task           task groups, shutdown, backoff, budgets, sockets in a pod's namespace
 //! 1  telemetry      what is counted and told about connections
 //! 2  state   tls    snapshot publication (one writer) · rustls contexts, SPIFFE verifier, credentials
 //! 3  admin   relay   connections   control_plane    HTTP endpoints, readiness · joining two streams · the open

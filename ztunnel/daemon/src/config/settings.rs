@@ -107,7 +107,9 @@ settings! {
     HTTP2_STREAM_WINDOW_SIZE = Value("4194304"),
         "bytes, 1 to 2147483647", "the receive window of one stream; smaller while slow apps leave much untaken";
     HTTP2_CONNECTION_WINDOW_SIZE = Value("16777216"),
-        "bytes, 65535 to 2147483647", "the receive window of one tunnel, not counting what slow apps leave untaken; that is at most three times as much";
+        "bytes, 65535 to 2147483647", "the receive window of one busy tunnel, not counting what slow apps leave untaken; that is at most three times as much";
+    TUNNEL_MEMORY_LIMIT = Derived("a quarter of the memory limit of the daemon's cgroup; without one an eighth of the machine's memory"),
+        "bytes, or a quantity such as 256Mi; at least 1Mi", "what all tunnels together may hold for apps that have not taken it yet; 1 MiB per tunnel is always there";
     HTTP2_FRAME_SIZE = Value("1048576"),
         "bytes, 16384 to 16777215", "the largest frame to accept";
     POOL_MAX_STREAMS_PER_CONNECTION = Value("100"),

@@ -91,6 +91,7 @@ fn a_node_name_is_enough() {
     assert_eq!(config.secret_ttl, 86_400 * SECOND);
     assert_eq!(config.tunnel.stream_window, 4 << 20);
     assert_eq!(config.tunnel.connection_window, 16 << 20);
+    assert_eq!(config.tunnel.memory.limit(), 256 << 20);
     assert_eq!(config.tunnel.frame_size, 1 << 20);
     assert_eq!(config.tunnel.max_streams, 100);
     assert_eq!(config.tunnel.idle_release, 300 * SECOND);
@@ -259,6 +260,9 @@ fn a_wrong_value_is_named_with_what_is_accepted() {
         ),
         ("HTTP2_STREAM_WINDOW_SIZE=0", "not between 1 and 2147483647"),
         ("HTTP2_CONNECTION_WINDOW_SIZE=4096", "not between 65535 and"),
+        ("TUNNEL_MEMORY_LIMIT=512Ki", "less than 1Mi"),
+        ("TUNNEL_MEMORY_LIMIT=-1", "not a number of bytes"),
+        ("TUNNEL_MEMORY_LIMIT=99999999Ti", "in range"),
         (
             "HTTP2_FRAME_SIZE=16777216",
             "not between 16384 and 16777215",
@@ -489,6 +493,41 @@ fn the_drain_deadline_leaves_time_to_exit() {
         "CONNECTION_TERMINATION_DEADLINE=2s",
     ];
     assert_eq!(good(&both).drain_deadline, 2 * SECOND);
+}
+
+#[test]
+fn the_memory_of_tunnels_follows_what_there_is() {
+    const MACHINE: &str = "@/proc/meminfo=MemTotal:        8388608 kB\n";
+    const MOUNTS: &str =
+        "@/proc/self/mountinfo=30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+    const CGROUP: &str = "@/proc/self/cgroup=0::/one\n";
+    for (changes, expected) in [
+        (&["TUNNEL_MEMORY_LIMIT=100Mi"][..], 100 << 20),
+        (&["TUNNEL_MEMORY_LIMIT=2000000"], 2_000_000),
+        (&["TUNNEL_MEMORY_LIMIT=2G", MACHINE], 2_000_000_000),
+        (&[MACHINE], 1 << 30),
+        (
+            &[
+                MACHINE,
+                MOUNTS,
+                CGROUP,
+                "@/sys/fs/cgroup/one/memory.max=536870912\n",
+            ],
+            128 << 20,
+        ),
+        (
+            &[
+                MACHINE,
+                MOUNTS,
+                CGROUP,
+                "@/sys/fs/cgroup/one/memory.max=9223372036854771712\n",
+            ],
+            1 << 30,
+        ),
+    ] {
+        let limit = good(changes).tunnel.memory.limit();
+        assert_eq!(limit, expected, "{changes:?}");
+    }
 }
 
 #[test]

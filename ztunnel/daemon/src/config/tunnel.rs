@@ -1,14 +1,16 @@
 //! How connections are made and kept: TLS, HTTP/2, TCP.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ztunnel_node::task::Budget;
 use ztunnel_node::tls;
 use ztunnel_node::tunnel::TunnelSettings;
+use ztunnel_sys::memory;
 use ztunnel_sys::socket::{Keepalive, Liveness};
 
 use super::settings;
-use super::source::Reader;
+use super::source::{Files, Reader};
 use super::value;
 
 pub(super) fn tls(reader: &mut Reader<'_>) -> Option<tls::Options> {
@@ -48,6 +50,13 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Option<TunnelSettings> {
     let connection_window = reader.value(&settings::HTTP2_CONNECTION_WINDOW_SIZE, |text| {
         value::number(text, 65_535..=WINDOW)
     });
+    let memory = reader.optional(&settings::TUNNEL_MEMORY_LIMIT, |text| {
+        let limit = value::bytes(text)?;
+        match limit < 1 << 20 {
+            true => Err("less than 1Mi".to_owned()),
+            false => Ok(limit),
+        }
+    });
     let frame_size = reader.value(&settings::HTTP2_FRAME_SIZE, |text| {
         value::number(text, 1 << 14..=(1 << 24) - 1)
     });
@@ -55,14 +64,30 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Option<TunnelSettings> {
         value::number(text, 1..=u16::MAX)
     });
     let idle_release = reader.value(&settings::POOL_UNUSED_RELEASE_TIMEOUT, value::duration);
+    let files = reader.files();
+    let memory = memory?.unwrap_or_else(|| memory_limit(files));
     Some(TunnelSettings {
         stream_window: stream_window?,
         connection_window: connection_window?,
+        memory: Budget::new(memory),
         frame_size: frame_size?,
         max_streams: max_streams?.into(),
         idle_release: idle_release?,
         ..TunnelSettings::default()
     })
+}
+
+/// The part of the memory there is that tunnels may use.
+fn memory_limit(files: &dyn Files) -> u64 {
+    let read = |path: &Path| files.read(path).ok();
+    let total = memory::total(read);
+    // The first version of cgroups has no limit by a number that no machine reaches.
+    let limit = memory::limit(read).filter(|limit| *limit < total.unwrap_or(u64::MAX));
+    match (limit, total) {
+        (Some(limit), _) => limit / 4,
+        (None, Some(total)) => total / 8,
+        (None, None) => 256 << 20,
+    }
 }
 
 /// Keepalive and the user timeout, each if it is turned on.

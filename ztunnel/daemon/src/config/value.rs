@@ -131,6 +131,31 @@ pub(super) fn cpus(text: &str) -> Result<NonZeroUsize, String> {
     NonZeroUsize::new(count).ok_or_else(|| "zero CPUs".to_owned())
 }
 
+/// Bytes as Kubernetes writes them: `268435456`, `256Mi`, `1G`.
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 8] = [
+        ("Ki", 1 << 10),
+        ("Mi", 1 << 20),
+        ("Gi", 1 << 30),
+        ("Ti", 1 << 40),
+        ("k", 1_000),
+        ("M", 1_000_000),
+        ("G", 1_000_000_000),
+        ("T", 1_000_000_000_000),
+    ];
+    let (digits, unit) = UNITS
+        .iter()
+        .find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))
+        .unwrap_or((text, 1));
+    if !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return Err("not a number of bytes".to_owned());
+    }
+    let count: Option<u64> = digits.parse().ok();
+    count
+        .and_then(|count| count.checked_mul(unit))
+        .ok_or_else(|| "not a number of bytes in range".to_owned())
+}
+
 /// A name of something in Kubernetes: a part of paths and of identities, so nothing in it may end such a part.
 pub(super) fn name(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);

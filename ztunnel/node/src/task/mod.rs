@@ -1,11 +1,14 @@
-//! How tasks start, pause and stop; and what several rooms need to be told: changed files, sockets inside a pod.
+//! How tasks start, pause and stop; what they may have together; and what several rooms need to be told: changed files,
+//! sockets inside a pod.
 
 mod backoff;
+mod budget;
 mod file_watch;
 mod group;
 mod pod_net;
 
 pub use backoff::Backoff;
+pub use budget::{Budget, Share};
 pub use file_watch::{FileWatch, Pace, read_bounded};
 pub use group::{Shutdown, TaskGroup};
 pub use pod_net::{PodNet, SourceAddress};

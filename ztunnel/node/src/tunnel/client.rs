@@ -353,7 +353,7 @@ impl<IO: Io> Driver<IO> {
             if let Poll::Ready(end) = Pin::new(&mut self.connection).poll(cx) {
                 return Poll::Ready(end.map_err(io_error));
             }
-            if self.windows.adapt(&mut self.connection) {
+            if self.windows.adapt(&mut self.connection, cx.waker()) {
                 cx.waker().wake_by_ref();
             }
             if let Some(tunnel) = tunnel.upgrade() {
@@ -374,6 +374,7 @@ impl<IO: Io> Driver<IO> {
                 }
                 Some(Poll::Ready(Beat::Sent)) => {
                     let idle = tunnel.upgrade().and_then(|tunnel| tunnel.idle());
+                    self.windows.rest();
                     if idle.is_some_and(|idle| idle >= self.idle_release) {
                         release();
                     }

@@ -1,4 +1,5 @@
-//! How much the peer of a tunnel may send: windows that follow what slow readers hold.
+//! How much the peer of a tunnel may send: windows that follow what is needed, what slow readers hold, and what the node
+//! has to give.
 //!
 //! The library gives the peer its window back, of the stream and of the tunnel alike, only when an app has taken the
 //! bytes. With windows of fixed size, a few apps that do not read use up the tunnel's window, and all others in the
@@ -6,20 +7,33 @@
 //! windows of all streams get smaller the more is held. A stream whose app keeps up holds nothing and is not hurt by a
 //! small window as much as it would be by none; an idle one costs nothing at all.
 //!
+//! A window that was announced cannot be taken back: it is memory that the peer may claim at any time, if it is used or
+//! not. So it begins small, grows as bytes come ([`Pace`]), and every byte of it is in the node's [`Budget`]. When that
+//! gives no more, the windows of streams get smaller, and the tunnel's stays as it is.
+//!
 //! Invariants:
 //! - What one peer can make us hold in one tunnel is bounded: the tunnel's window and [`BACKLOGS`] times as much.
-//! - The streams of a tunnel, all at the smallest window, do not fill the tunnel's window.
+//! - It is never more than the tunnel's share of the budget. A share gets smaller only when so much was taken by apps that
+//!   the peer cannot fill it any more. Not counted: the frame that is just coming in.
+//! - The streams of a tunnel, all at the smallest window, do not fill the tunnel's window. A part of the share is announced
+//!   only when all are, so that this holds also where there is nothing left in the budget.
 //! - A larger window of the tunnel is announced only after the smaller windows of its streams, so a peer that sends as
 //!   fast as it may does not get around them.
+//!
+//! [`Budget`]: crate::task::Budget
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
+use std::mem;
 use std::rc::Rc;
+use std::task::Waker;
 
 use h2::{FlowControl, RecvStream, StreamId};
 use hashbrown::HashMap;
 
+use super::pace::Pace;
 use super::settings::TunnelSettings;
+use crate::task::Share;
 
 /// What slow readers may hold, in windows of the tunnel.
 const BACKLOGS: u32 = 3;
@@ -31,16 +45,56 @@ const SHARE: u32 = 8;
 /// Not worth announcing.
 const SMALL_CHANGE: u32 = 64 * 1024;
 
-/// The streams of one tunnel whose apps have not taken all that was given to them.
+/// Shares of the budget are multiples of it, so that threads seldom meet there.
+const STEP: u64 = 256 * 1024;
+
+/// What the apps of one tunnel's streams have taken, and what they have not.
 #[derive(Clone, Default)]
-pub(super) struct Backlog(Rc<RefCell<HashMap<StreamId, FlowControl>>>);
+pub(super) struct Backlog(Rc<Streams>);
+
+#[derive(Default)]
+struct Streams {
+    /// Those whose apps have not taken all that was given to them.
+    slow: RefCell<HashMap<StreamId, FlowControl>>,
+    open: Cell<usize>,
+    /// Bytes that were taken, of all streams there ever were.
+    released: Cell<u64>,
+    /// When the tunnel is gone: for what streams still hold.
+    share: RefCell<Option<Share>>,
+    /// Who looks after the windows, and has not looked since something large came.
+    driver: RefCell<Option<Waker>>,
+    /// What the peer may send before the windows have to be looked at again.
+    room: Cell<u32>,
+}
 
 impl Backlog {
-    /// Bytes that have come in these streams and have not been taken.
+    /// Bytes that have come in slow streams and have not been taken.
     fn held(&self) -> u32 {
-        let streams = self.0.borrow();
+        let streams = self.0.slow.borrow();
         let held: usize = streams.values().map(FlowControl::used_capacity).sum();
         u32::try_from(held).unwrap_or(u32::MAX)
+    }
+
+    /// How many streams there are.
+    fn open(&self) -> usize {
+        self.0.open.get()
+    }
+
+    /// An app begins to take what came in a stream. If it goes no further, the windows have to be adapted, and what came
+    /// may have used them up: then no more bytes come that would see to that.
+    ///
+    /// Half of the room is used up only if a stream has its part of that half.
+    fn note_begun(&self, flow: &FlowControl) {
+        let mut driver = self.0.driver.borrow_mut();
+        if driver.is_some() && flow.used_capacity() >= self.0.room.get() as usize / 2 / self.open()
+        {
+            driver.take().map(Waker::wake);
+        }
+    }
+
+    fn note_released(&self, len: usize) {
+        let released = &self.0.released;
+        released.set(released.get() + len as u64);
     }
 }
 
@@ -54,6 +108,7 @@ pub(super) struct Arrivals {
 
 impl Arrivals {
     pub(super) fn new(recv: &mut RecvStream, backlog: &Backlog) -> Self {
+        backlog.0.open.set(backlog.open() + 1);
         Self {
             flow: recv.flow_control().clone(),
             backlog: backlog.clone(),
@@ -63,18 +118,20 @@ impl Arrivals {
 
     /// Nobody reads this stream yet.
     pub(super) fn hold(&self) {
-        let mut streams = self.backlog.0.borrow_mut();
+        let mut streams = self.backlog.0.slow.borrow_mut();
         streams.insert(self.flow.stream_id(), self.flow.clone());
     }
 
     pub(super) fn unhold(&self) {
-        self.backlog.0.borrow_mut().remove(&self.flow.stream_id());
+        let mut streams = self.backlog.0.slow.borrow_mut();
+        streams.remove(&self.flow.stream_id());
     }
 
     /// The app gets so much more to take.
     pub(super) fn give(&mut self, len: usize) {
         if self.in_hand == 0 {
             self.hold();
+            self.backlog.note_begun(&self.flow);
         }
         self.in_hand += len;
     }
@@ -82,7 +139,9 @@ impl Arrivals {
     /// The app has taken so much: the peer may send as much again.
     pub(super) fn release(&mut self, len: usize) {
         // It fails only for more than was received.
-        let _ = self.flow.release_capacity(len);
+        if self.flow.release_capacity(len).is_ok() {
+            self.backlog.note_released(len);
+        }
         self.in_hand = self.in_hand.saturating_sub(len);
         if self.in_hand == 0 {
             self.unhold();
@@ -93,6 +152,9 @@ impl Arrivals {
 impl Drop for Arrivals {
     fn drop(&mut self) {
         self.unhold();
+        // The library lets go of the rest with the stream.
+        self.backlog.note_released(self.flow.used_capacity());
+        self.backlog.0.open.set(self.backlog.open() - 1);
     }
 }
 
@@ -113,9 +175,18 @@ pub(super) trait Windowed {
 /// The windows of one tunnel.
 pub(super) struct Windows {
     full: Sizes,
-    smallest_stream: u32,
+    /// How many streams there may be.
+    streams: u32,
+    /// What is kept back until all streams have the smallest window.
+    spare: u32,
+    pace: Pace,
     now: Sizes,
+    /// What the peer could make us hold, with what it has been told so far.
+    exposed: u64,
+    share: Share,
     backlog: Backlog,
+    /// Of what the backlog has released, what is accounted for.
+    released: u64,
 }
 
 impl Windows {
@@ -125,21 +196,69 @@ impl Windows {
             stream: settings.stream_window(),
             tunnel: settings.connection_window(),
         };
+        let first = settings.first_window();
+        backlog.0.room.set(first);
         Self {
             full,
-            smallest_stream: (full.tunnel / streams.max(1)).clamp(1, 64 * 1024),
-            now: full,
+            streams: streams.max(1),
+            spare: first,
+            pace: Pace::new(first, full.tunnel),
+            now: Sizes {
+                tunnel: first,
+                ..full
+            },
+            exposed: first.into(),
+            share: settings.memory.share(2 * u64::from(first)),
+            released: backlog.0.released.get(),
             backlog,
         }
     }
 
     /// Adapts the windows to what is held now. Says whether the connection has something to send because of that. To
     /// be called whenever the connection has done something.
-    pub(super) fn adapt(&mut self, connection: &mut impl Windowed) -> bool {
-        if self.now == self.full && self.backlog.0.borrow().is_empty() {
+    pub(super) fn adapt(&mut self, connection: &mut impl Windowed, driver: &Waker) -> bool {
+        self.account();
+        self.backlog.0.driver.replace(Some(driver.clone()));
+        if self.backlog.0.slow.borrow().is_empty() && self.is_settled() {
             return false;
         }
         let held = self.backlog.held();
+        self.follow(held, connection)
+    }
+
+    /// What was taken is announced again, but only up to the tunnel's present window.
+    fn account(&mut self) {
+        let released = self.backlog.0.released.get();
+        let rest = self.exposed.saturating_sub(released - self.released);
+        self.exposed = rest.max(self.now.tunnel.into());
+        self.released = released;
+        self.pace.note(released);
+    }
+
+    fn follow(&mut self, held: u32, connection: &mut impl Windowed) -> bool {
+        self.share.grow(self.due(held));
+        let changed = self.resize(connection, held);
+        let room = self.now.tunnel.saturating_sub(held).max(self.spare);
+        self.backlog.0.room.set(room);
+        self.share.shrink(self.due(held));
+        changed
+    }
+
+    /// To be called now and then: a tunnel that is little used gets by with less.
+    pub(super) fn rest(&mut self) {
+        self.pace.rest(self.backlog.0.released.get());
+    }
+
+    /// Nothing is held, and everything is as it should be then.
+    fn is_settled(&self) -> bool {
+        let right = Sizes {
+            tunnel: self.pace.window(),
+            ..self.full
+        };
+        self.now == right && self.share.size() == self.due(0)
+    }
+
+    fn resize(&mut self, connection: &mut impl Windowed, held: u32) -> bool {
         let right = self.sizes(held);
         let mut changed = false;
         // Larger again only with some room to spare, or it would go to and fro.
@@ -157,131 +276,79 @@ impl Windows {
                 return false;
             }
         }
-        let changes = right.tunnel.abs_diff(self.now.tunnel) >= SMALL_CHANGE;
-        if changes || (right.tunnel == self.full.tunnel && right.tunnel != self.now.tunnel) {
+        let by = right.tunnel.abs_diff(self.now.tunnel);
+        let small = SMALL_CHANGE.min(self.spare);
+        // A peer without room is told of the little there is, too: only what it sends next shows what should follow.
+        let is_used_up = self.now.tunnel.saturating_sub(held) < small;
+        if by >= small || (by > 0 && (held == 0 || is_used_up)) {
             connection.resize_tunnel(right.tunnel);
             self.now.tunnel = right.tunnel;
+            self.exposed = self.exposed.max(right.tunnel.into());
             changed = true;
         }
         changed
     }
 
-    /// The right sizes while so much is held.
+    /// What slow readers may hold.
+    fn limit(&self) -> u32 {
+        self.full.tunnel.saturating_mul(BACKLOGS)
+    }
+
+    /// The right window of the tunnel while so much is held, if the budget has it.
+    fn wanted(&self, held: u32) -> u32 {
+        (self.pace.window())
+            .saturating_add(held.min(self.limit()))
+            .min(i32::MAX as u32)
+    }
+
+    /// The right share of the budget while so much is held.
+    fn due(&self, held: u32) -> u64 {
+        let wanted = u64::from(self.wanted(held)) + u64::from(self.spare);
+        let (due, least) = (wanted.max(self.exposed), 2 * u64::from(self.spare));
+        match due <= least {
+            true => least,
+            false => due.next_multiple_of(STEP),
+        }
+    }
+
+    /// The right sizes while so much is held, with the share there is.
     fn sizes(&self, held: u32) -> Sizes {
-        let limit = self.full.tunnel.saturating_mul(BACKLOGS);
-        let share = limit.saturating_sub(held) / SHARE;
+        let wanted = self.wanted(held);
+        let granted = u32::try_from(self.share.size()).unwrap_or(u32::MAX);
+        let kept_back = granted.saturating_sub(self.spare);
+        let is_short = wanted > kept_back;
+        let (tunnel, left, base) = match is_short {
+            true => (kept_back, kept_back.saturating_sub(held), self.spare),
+            false => (
+                wanted,
+                self.limit().saturating_sub(held),
+                self.pace.window(),
+            ),
+        };
+        let smallest = (base / 8 * 7 / self.streams).clamp(1, 64 * 1024);
         // Halved, not fitted: a change has to be told to the peer, so there should be few.
         let mut stream = self.full.stream;
-        while stream > share && stream > self.smallest_stream {
-            stream = (stream / 2).max(self.smallest_stream);
+        while stream > left / SHARE && stream > smallest {
+            stream = (stream / 2).max(smallest);
         }
+        let all_smallest = is_short && stream <= smallest;
+        let tunnel = if all_smallest { granted } else { tunnel };
         Sizes {
             stream,
-            tunnel: (self.full.tunnel)
-                .saturating_add(held.min(limit))
-                .min(i32::MAX as u32),
+            tunnel: tunnel.min(i32::MAX as u32),
+        }
+    }
+}
+
+impl Drop for Windows {
+    fn drop(&mut self) {
+        if self.backlog.open() > 0 {
+            let nothing = self.share.budget().share(0);
+            let share = mem::replace(&mut self.share, nothing);
+            self.backlog.0.share.replace(Some(share));
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KIB: u32 = 1024;
-    const MIB: u32 = 1024 * KIB;
-
-    fn windows() -> Windows {
-        Windows::new(&TunnelSettings::default(), 200, Backlog::default())
-    }
-
-    #[test]
-    fn nothing_held_means_full_windows() {
-        let windows = windows();
-        assert_eq!(windows.sizes(0), windows.full);
-        assert_eq!(windows.full.stream, 4 * MIB);
-    }
-
-    #[test]
-    fn the_more_is_held_the_smaller_the_windows_of_streams() {
-        let windows = windows();
-        for (held, stream) in [
-            (16 * MIB, 4 * MIB),
-            (17 * MIB, 2 * MIB),
-            (40 * MIB, MIB),
-            (44 * MIB, 512 * KIB),
-            (47 * MIB, 128 * KIB),
-            (48 * MIB, 64 * KIB),
-            (u32::MAX, 64 * KIB),
-        ] {
-            let sizes = windows.sizes(held);
-            assert_eq!(sizes.stream, stream, "{held}");
-            assert_eq!(sizes.tunnel, 16 * MIB + held.min(48 * MIB), "{held}");
-        }
-    }
-
-    /// A peer that fills whatever it is given, in streams that nobody reads, and learns of a change only when it has
-    /// used up all of the tunnel's window.
-    #[test]
-    fn no_number_of_stalled_streams_uses_up_the_tunnel() {
-        let windows = windows();
-        for streams in [1, 5, 8, 16, 50, 100, 199] {
-            let mut held = vec![0_u32; streams];
-            loop {
-                let before: u32 = held.iter().sum();
-                let sizes = windows.sizes(before);
-                let mut room = sizes.tunnel.saturating_sub(before);
-                for one in &mut held {
-                    let sent = sizes.stream.saturating_sub(*one).min(room);
-                    *one += sent;
-                    room -= sent;
-                }
-                let after: u32 = held.iter().sum();
-                assert!(after <= 64 * MIB, "{streams}: {after}");
-                if after == before {
-                    break;
-                }
-            }
-            let total: u32 = held.iter().sum();
-            let free = windows.sizes(total).tunnel.saturating_sub(total);
-            assert!(free >= 3 * MIB, "{streams} leave {free} of {total}");
-        }
-    }
-
-    #[derive(Default)]
-    struct Peer {
-        /// A change has not been acknowledged.
-        pending: bool,
-        told: Vec<(&'static str, u32)>,
-    }
-
-    impl Windowed for Peer {
-        fn resize_streams(&mut self, window: u32) -> bool {
-            if !self.pending {
-                self.told.push(("streams", window));
-            }
-            !std::mem::replace(&mut self.pending, true)
-        }
-
-        fn resize_tunnel(&mut self, window: u32) {
-            self.told.push(("tunnel", window));
-        }
-    }
-
-    #[test]
-    fn a_tunnel_without_slow_readers_is_left_alone() {
-        let mut peer = Peer::default();
-        assert!(!windows().adapt(&mut peer));
-        assert!(peer.told.is_empty());
-    }
-
-    #[test]
-    fn what_was_made_larger_becomes_smaller_again() {
-        let mut windows = windows();
-        let mut peer = Peer::default();
-        windows.now = windows.sizes(20 * MIB);
-        assert!(windows.adapt(&mut peer));
-        assert_eq!(peer.told, [("streams", 4 * MIB), ("tunnel", 16 * MIB)]);
-        assert!(!windows.adapt(&mut peer));
-    }
-}
+mod tests;

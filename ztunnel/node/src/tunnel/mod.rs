@@ -5,7 +5,8 @@
 //!   thread.
 //! - Nobody outside this room sees the HTTP/2 library: a stream is a [`crate::relay::Far`], errors are our own.
 //! - Every wait for a peer has a deadline: connect, TLS, HTTP/2, the answer to a CONNECT, the answer to a PING.
-//! - Bounded: tunnels per pool, streams per tunnel, bytes buffered per stream and per tunnel, header lists.
+//! - Bounded: tunnels per pool, streams per tunnel, bytes buffered per stream, per tunnel and
+//!   in all tunnels, header lists.
 //! - A stream that is dropped before both directions have ended is reset with CONNECT_ERROR. Never with CANCEL, which
 //!   peers take for an orderly end.
 //! - A tunnel whose peer's certificate is revoked ends at once, with all its streams, and each of them says why.
@@ -16,6 +17,7 @@ mod cut;
 mod flow;
 mod inside;
 mod keepalive;
+mod pace;
 mod pool;
 mod server;
 mod settings;

@@ -29,6 +29,7 @@ use ztunnel_mesh::name::Identity;
 use ztunnel_mesh::reason::Reason;
 
 use super::client::{DialError, NoSlot, Slot, Tunnel, TunnelFacts, dial};
+use super::flow::Arrivals;
 use super::inside;
 use super::settings::TunnelSettings;
 use super::stream::{Stream, io_error};
@@ -604,8 +605,9 @@ async fn connect_stream(
         Answer::Open => Ok(Opened {
             tunnel: slot.0.facts.clone(),
             stream: {
-                let (backlog, cut) = (slot.0.backlog.clone(), slot.0.cut.clone());
-                Stream::new(send, response.into_body(), &backlog, cut, Some(slot))
+                let (mut recv, cut) = (response.into_body(), slot.0.cut.clone());
+                let arrivals = Arrivals::new(&mut recv, &slot.0.backlog);
+                Stream::new(send, recv, arrivals, cut, Some(slot))
             },
         }),
         Answer::Refused(status) => Err(OpenError::Refused { peer, status }),

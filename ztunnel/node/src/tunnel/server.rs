@@ -147,8 +147,8 @@ impl Incoming {
             loop {
                 match self.connection.poll_accept(cx) {
                     Poll::Ready(Some(Ok((request, respond)))) => {
-                        let (cut, backlog) = (self.cut.clone(), self.backlog.clone());
-                        serve(Request::new(request, respond, cut, backlog));
+                        let cut = self.cut.clone();
+                        serve(Request::new(request, respond, cut, &self.backlog));
                     }
                     Poll::Ready(Some(Err(err))) => {
                         return Poll::Ready(Err(TunnelError::Broken(io_error(err))));
@@ -157,7 +157,7 @@ impl Incoming {
                     Poll::Pending => break,
                 }
             }
-            if self.windows.adapt(&mut self.connection) {
+            if self.windows.adapt(&mut self.connection, cx.waker()) {
                 cx.waker().wake_by_ref();
             }
             match self.keepalive.as_mut().map(|keepalive| keepalive.poll(cx)) {
@@ -168,6 +168,7 @@ impl Incoming {
                     }))
                 }
                 Some(Poll::Ready(Beat::Sent | Beat::Late)) => {
+                    self.windows.rest();
                     // The PING leaves, and its timer starts, with the next poll.
                     cx.waker().wake_by_ref();
                     Poll::Pending
@@ -207,10 +208,9 @@ impl Windowed for Connection<TlsStream<TcpStream>, Bytes> {
 pub struct Request {
     asked: Result<Asked, BadConnect>,
     respond: SendResponse<Bytes>,
-    recv: RecvStream,
-    /// What comes before it is opened waits, too.
+    /// What comes before it is opened waits, too. Dropped before `recv`, which lets go of it.
     early: Arrivals,
-    backlog: Backlog,
+    recv: RecvStream,
     cut: Cut,
 }
 
@@ -219,14 +219,13 @@ impl Request {
         request: http::Request<RecvStream>,
         respond: SendResponse<Bytes>,
         cut: Cut,
-        backlog: Backlog,
+        backlog: &Backlog,
     ) -> Self {
         let (head, mut recv) = request.into_parts();
-        let early = Arrivals::new(&mut recv, &backlog);
+        let early = Arrivals::new(&mut recv, backlog);
         early.hold();
         Self {
             early,
-            backlog,
             asked: Asked::parse(http::Request::from_parts(head, ())),
             respond,
             recv,
@@ -260,7 +259,7 @@ impl Request {
             .send_response(Answer::open(own), false)
             .map_err(|err| far_error(&self.cut, err))?;
         self.early.unhold();
-        Ok(Stream::new(send, self.recv, &self.backlog, self.cut, None))
+        Ok(Stream::new(send, self.recv, self.early, self.cut, None))
     }
 
     /// Tells the client no.

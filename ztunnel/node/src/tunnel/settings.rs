@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::task::Budget;
+
 const KIB: u32 = 1024;
 const MIB: u32 = 1024 * KIB;
 
@@ -10,9 +12,11 @@ const MIB: u32 = 1024 * KIB;
 pub struct TunnelSettings {
     /// How much a peer may send on one stream before the app takes it.
     pub stream_window: u32,
-    /// The same for all streams of a tunnel together, not counting what apps are slow to take. That may be three times
-    /// as much, and with it the window of each stream gets smaller: see `flow`.
+    /// The same for all streams of a busy tunnel together, not counting what apps are slow to take. That may be three
+    /// times as much, and with it the window of each stream gets smaller: see `flow`.
     pub connection_window: u32,
+    /// What all tunnels with these settings may be sent together before apps take it. Each has 1 MiB of it in any case.
+    pub memory: Budget,
     /// Largest frame a peer may send. A frame is handed on when it is complete, so a larger one costs latency and
     /// memory; ours carry up to 64 KiB.
     pub frame_size: u32,
@@ -57,6 +61,7 @@ impl Default for TunnelSettings {
         Self {
             stream_window: 4 * MIB,
             connection_window: 16 * MIB,
+            memory: Budget::new(256 * u64::from(MIB)),
             frame_size: MIB,
             send_buffer: 400 * KIB as usize,
             max_streams: 100,
@@ -82,12 +87,15 @@ impl Default for TunnelSettings {
 const ANSWER_HEADERS: u32 = 16 * KIB;
 const REQUEST_HEADERS: u32 = 64 * KIB;
 
+/// What a tunnel begins with. It has as much again in reserve.
+const FIRST_WINDOW: u32 = 512 * KIB;
+
 impl TunnelSettings {
     pub(super) fn client(&self) -> h2::client::Builder {
         let mut builder = h2::client::Builder::new();
         builder
             .initial_window_size(self.stream_window())
-            .initial_connection_window_size(self.connection_window())
+            .initial_connection_window_size(self.first_window())
             .max_frame_size(self.frame_size())
             .max_header_list_size(ANSWER_HEADERS)
             .max_send_buffer_size(self.send_buffer)
@@ -101,7 +109,7 @@ impl TunnelSettings {
         let mut builder = h2::server::Builder::new();
         builder
             .initial_window_size(self.stream_window())
-            .initial_connection_window_size(self.connection_window())
+            .initial_connection_window_size(self.first_window())
             .max_frame_size(self.frame_size())
             .max_header_list_size(REQUEST_HEADERS)
             .max_send_buffer_size(self.send_buffer)
@@ -117,6 +125,11 @@ impl TunnelSettings {
 
     pub(super) fn connection_window(&self) -> u32 {
         self.connection_window.clamp(65_535, i32::MAX as u32)
+    }
+
+    /// The tunnel's window at the beginning.
+    pub(super) fn first_window(&self) -> u32 {
+        self.connection_window().min(FIRST_WINDOW)
     }
 
     fn frame_size(&self) -> u32 {

@@ -9,14 +9,15 @@ use ztunnel_hbone::{ErrorCode, Received};
 
 use super::client::Slot;
 use super::cut::Cut;
-use super::flow::{Arrivals, Backlog};
+use super::flow::Arrivals;
 use crate::relay::{Far, FarError};
 
 /// An open stream: bytes flow both ways.
 pub struct Stream {
     send: SendStream<Bytes>,
-    recv: RecvStream,
+    /// Dropped before `recv`, which lets go of what nobody took.
     arrivals: Arrivals,
+    recv: RecvStream,
     /// How much of the window is asked for and not used yet.
     reserved: usize,
     /// Whether a byte was sent.
@@ -31,14 +32,14 @@ pub struct Stream {
 impl Stream {
     pub(super) fn new(
         send: SendStream<Bytes>,
-        mut recv: RecvStream,
-        backlog: &Backlog,
+        recv: RecvStream,
+        arrivals: Arrivals,
         cut: Cut,
         slot: Option<Slot>,
     ) -> Self {
         Self {
             send,
-            arrivals: Arrivals::new(&mut recv, backlog),
+            arrivals,
             recv,
             reserved: 0,
             sent: false,

@@ -173,6 +173,17 @@ impl Client {
         self.open_over(move || TcpStream::connect(peer)).await
     }
 
+    /// To another app of the peer.
+    async fn open_to(&self, app: SocketAddr) -> Result<Opened, OpenError> {
+        let request = Connect {
+            authority: Authority::Ip(app),
+            ..self.request()
+        };
+        let peer = self.to.peer.0;
+        let connect = move || TcpStream::connect(peer);
+        self.pool.open(&self.to, &request, connect).await
+    }
+
     /// With TCP connections of `connect`.
     async fn open_over<F>(&self, connect: impl Fn() -> F) -> Result<Opened, OpenError>
     where
