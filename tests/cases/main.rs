@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "in a test a panic is how it fails")]
 
 mod access;
+mod admin;
 mod bench;
 mod control_plane;
 mod demo;

@@ -1,5 +1,6 @@
 //! The `ztunnel` binary: the node daemon, and the commands that talk to a running one.
 
+mod admin;
 mod cli;
 mod config;
 mod run;

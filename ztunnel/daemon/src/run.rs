@@ -8,7 +8,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
-use ztunnel_node::admin::{AdminError, HttpListener, READINESS_PORT, Readiness, stats};
+use ztunnel_node::admin::{
+    Admin, AdminError, ConfigDump, HttpListener, READINESS_PORT, Readiness, stats,
+};
 use ztunnel_node::capture::{NodeCapture, NodeClaim};
 use ztunnel_node::discovery::{self, DiscoveryConfig};
 use ztunnel_node::enroll::{self, ApiListener, Enroller};
@@ -20,11 +22,12 @@ use ztunnel_node::pod::{DaemonPod, NodeContext, Workers};
 use ztunnel_node::state::mesh_channel;
 use ztunnel_node::task::{Budget, Pace, Shutdown, TaskGroup};
 use ztunnel_node::telemetry::{
-    CounterOf, Gauges, Log, MOST_PAIRS, Metrics, Telemetry, chain, start_log,
+    CounterOf, Gauges, Log, LogLevels, MOST_PAIRS, Metrics, Telemetry, chain, start_log,
 };
 use ztunnel_node::tls::{self, CrlFile};
 use ztunnel_sys::cgroup::{self, OwnCgroup};
 
+use crate::admin::Daemon;
 use crate::cli::fail;
 use crate::config::Config;
 
@@ -60,8 +63,8 @@ pub(crate) fn main() -> ExitCode {
         Ok(config) => config,
         Err(err) => return fail(&err),
     };
-    let log = match start_log(&config.log.filter, config.log.format) {
-        Ok((log, _)) => log,
+    let (log, levels) = match start_log(&config.log.filter, config.log.format) {
+        Ok(started) => started,
         Err(err) => return fail(&err),
     };
     // One or two control threads: the traffic is the workers'.
@@ -71,7 +74,7 @@ pub(crate) fn main() -> ExitCode {
         .enable_all()
         .build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(run(config, log.clone())),
+        Ok(runtime) => runtime.block_on(run(config, log.clone(), levels)),
         Err(source) => Err(StartError::System {
             what: "start the control threads",
             source,
@@ -85,7 +88,7 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-async fn run(config: Config, log: Log) -> Result<(), StartError> {
+async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartError> {
     raise_descriptor_limit();
     // First of all, before anything is touched that a running daemon depends on.
     let claim = NodeClaim::take(&config.paths.bpf_dir)?;
@@ -100,6 +103,8 @@ async fn run(config: Config, log: Log) -> Result<(), StartError> {
             source,
         })?;
     let scrapes = HttpListener::bind("metrics", config.stats_port)?;
+    let operators = HttpListener::bind_loopback("operators", config.admin_port)?;
+    let shown_config = config.dump();
     let own: OwnCgroup = cgroup::enter_own()?;
     let mut ends = Ends::new()?;
     let (shutdown, tasks) = (Shutdown::default(), TaskGroup::default());
@@ -186,11 +191,27 @@ async fn run(config: Config, log: Log) -> Result<(), StartError> {
         mesh: context.node.mesh.clone(),
     };
     api.serve(enroller.clone(), explainer, stop, shutdown.clone(), &tasks);
+    let (quit, mut quitting) = mpsc::channel(1);
+    let daemon = Daemon {
+        identities: context.node.identities.clone(),
+        enroller: enroller.clone(),
+        config: shown_config,
+        istio_version: config.node.istio_version,
+    };
+    let admin = Admin {
+        dump: ConfigDump::new(context.node.mesh.clone(), daemon),
+        levels,
+        quit,
+    };
+    admin.serve(operators, shutdown.clone(), &tasks);
     drop(starting);
     info!(node = %context.node.name, workers = config.worker_threads, "daemon started");
 
     tokio::select! {
         signal = ends.wait() => info!(signal, "daemon is stopping; enrolled pods stay captured"),
+        _ = quitting.recv() => {
+            info!(signal = "quitquitquit", "daemon is stopping; enrolled pods stay captured");
+        }
         _ = stopped.recv() => info!("daemon is stopping; nothing stays captured"),
     }
     shutdown.start();

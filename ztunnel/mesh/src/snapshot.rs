@@ -273,6 +273,12 @@ impl Mesh {
         self.services.iter()
     }
 
+    /// The services that have endpoints and are not known themselves, in no order.
+    pub fn awaited_services(&self) -> impl Iterator<Item = &ServiceName> {
+        let names = self.endpoints.iter().map(|endpoints| &endpoints.service);
+        names.filter(|name| self.service(name).is_none())
+    }
+
     /// All policies, by name.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.policies.iter()

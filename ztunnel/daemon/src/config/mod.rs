@@ -7,6 +7,7 @@
 //! Invariants: whatever cannot be understood, and whatever is understood and cannot be honored yet, stops the
 //! start. All wrong settings are reported at once. Tokens and headers are never shown.
 
+mod dump;
 mod endpoint;
 mod inbound;
 mod node;
@@ -26,7 +27,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ztunnel_node::admin::STATS_PORT;
+use ztunnel_node::admin::{ADMIN_PORT, STATS_PORT};
 use ztunnel_node::control_plane::Endpoint;
 use ztunnel_node::discovery::Subscription;
 use ztunnel_node::inbound::InboundSettings;
@@ -67,6 +68,7 @@ pub(crate) struct Config {
     /// How long connections may go on after the daemon was told to stop.
     pub(crate) drain_deadline: Duration,
     pub(crate) log: Log,
+    pub(crate) admin_port: u16,
     pub(crate) stats_port: u16,
     pub(crate) paths: LocalPaths,
 }
@@ -135,6 +137,7 @@ impl Config {
             worker_threads: worker_threads?,
             drain_deadline: drain_deadline?,
             log: log?,
+            admin_port: proxy.admin_port.unwrap_or(ADMIN_PORT),
             stats_port: proxy.stats_port.unwrap_or(STATS_PORT),
             paths: paths?,
         })

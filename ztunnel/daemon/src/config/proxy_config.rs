@@ -14,6 +14,8 @@ use super::source::Reader;
 pub(super) struct ProxyConfig {
     pub(super) discovery_address: Option<String>,
     pub(super) concurrency: Option<u16>,
+    #[serde(rename = "proxyAdminPort")]
+    pub(super) admin_port: Option<u16>,
     pub(super) stats_port: Option<u16>,
     pub(super) proxy_metadata: BTreeMap<String, String>,
 }
@@ -33,6 +35,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Option<ProxyConfig> {
     let (mut merged, over) = (file?, env?.flatten().unwrap_or_default());
     merged.discovery_address = over.discovery_address.or(merged.discovery_address);
     merged.concurrency = over.concurrency.or(merged.concurrency);
+    merged.admin_port = over.admin_port.or(merged.admin_port);
     merged.stats_port = over.stats_port.or(merged.stats_port);
     merged.proxy_metadata.extend(over.proxy_metadata);
     Some(merged)

@@ -241,7 +241,7 @@ pub(crate) fn reference() -> String {
         "\n## Files\n\n\
          `{MESH_FILE}` (relative to the working directory; optional) is a MeshConfig in YAML, of which the key\n\
          `defaultConfig` is read. It and `PROXY_CONFIG` are ProxyConfigs, of which `discoveryAddress`, `concurrency`,\n\
-         `statsPort` and `proxyMetadata` are read; the variables above win.\n\n\
+         `proxyAdminPort`, `statsPort` and `proxyMetadata` are read; the variables above win.\n\n\
          ## Passed over\n\n| Variable | Why |\n|---|---|\n"
     );
     for (name, why) in IGNORED {

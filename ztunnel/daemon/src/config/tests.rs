@@ -593,3 +593,35 @@ fn the_reference_of_settings_is_fresh() {
         "stale: run `cargo run -p ztunnel -- settings > deploy/settings.md`"
     );
 }
+
+#[test]
+fn the_dump_shows_settings_under_their_names_and_no_secret() {
+    let config = good(&[
+        "@/token=the-token-in-a-file",
+        "AUTH_TOKEN=literal-token",
+        "XDS_HEADER_X_KEY=open-sesame",
+        "CA_HEADER_X_KEY=open-sesame",
+        "ENABLE_ORIG_SRC=false",
+        "NETWORK=north",
+        "ISTIO_META_A=b",
+        "CONNECTION_TERMINATION_DEADLINE=1500ms",
+        "PROXY_CONFIG={proxyAdminPort: 15099, statsPort: 15021}",
+    ]);
+    assert_eq!(config.admin_port, 15099);
+    let dump = config.dump();
+    let text = dump.to_string();
+    for secret in ["literal-token", "the-token-in-a-file", "open-sesame"] {
+        assert!(!text.contains(secret), "{secret}: {text}");
+    }
+    assert_eq!(dump["adminAddr"], json!({"Localhost": [true, 15099]}));
+    assert_eq!(dump["xdsHeaders"], json!([["x_key", "<not shown>"]]));
+    assert_eq!(dump["requireOriginalSource"], json!(false));
+    assert_eq!(dump["network"], "north");
+    assert_eq!(dump["proxyMetadata"]["A"], "b");
+    assert_eq!(dump["proxyMode"], "Shared");
+    assert_eq!(
+        dump["selfTerminationDeadline"],
+        json!({"nanos": 500_000_000, "secs": 1})
+    );
+    assert_eq!(good(&[]).admin_port, 15000);
+}

@@ -1,13 +1,16 @@
-//! A small HTTP/1.1 server, for probes and scrapes.
+//! A small HTTP/1.1 server, for probes, scrapes and operators.
 //!
 //! Anybody who reaches the node may connect, so nobody can hold anything for long: a connection carries one request
-//! and has [`DEADLINE`] for it, the head of a request has a bound, its body is not read. When [`MAX_CONNECTIONS`]
-//! are open, the oldest makes room: those who connect and say nothing lose their places to those who ask.
+//! and has a deadline for it ([`Limits`]), the head of a request has a bound, its body is not read. When
+//! [`MAX_CONNECTIONS`] to an address are open, the oldest makes room: those who connect and say nothing lose their
+//! places to those who ask.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::net::TcpListener as StdTcpListener;
-use std::pin::Pin;
+use std::future::{Future, ready};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener as StdTcpListener};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -95,9 +98,28 @@ impl hyper::body::Body for Body {
     }
 }
 
-/// From the connect to the end of the answer.
-const DEADLINE: Duration = Duration::from_secs(5);
-/// Connections at a time.
+/// How long a connection may last.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// From the connect to the end of the request's head.
+    pub request: Duration,
+    /// From the connect to the end of the answer.
+    pub answer: Duration,
+    /// Whether what was asked before shutdown is answered after it.
+    pub finish: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request: Duration::from_secs(5),
+            answer: Duration::from_secs(5),
+            finish: false,
+        }
+    }
+}
+
+/// Connections at a time, to each address that is listened on.
 const MAX_CONNECTIONS: usize = 32;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -106,7 +128,7 @@ const MAX_HEAD: usize = 8 * 1024;
 
 /// A port on which requests wait until they are served.
 #[derive(Debug)]
-pub struct HttpListener(TcpListener);
+pub struct HttpListener(Vec<TcpListener>);
 
 impl HttpListener {
     /// Listens on `port` of every address of the node, for `purpose`.
@@ -119,33 +141,94 @@ impl HttpListener {
     pub fn bind(purpose: &'static str, port: u16) -> Result<Self, AdminError> {
         let listener = listen_everywhere(port, BACKLOG)
             .and_then(|fd| TcpListener::from_std(StdTcpListener::from(fd)));
-        listener.map(Self).map_err(|source| AdminError::Listen {
-            purpose,
-            port,
-            source,
-        })
+        listener
+            .map(|listener| Self(vec![listener]))
+            .map_err(|source| AdminError::Listen {
+                purpose,
+                port,
+                source,
+            })
     }
 
-    /// Answers requests by tasks in `tasks`, until shutdown: then it no longer listens, and no connection goes on.
+    /// Listens on `port` where only the node itself can connect: 127.0.0.1, and ::1 if there is IPv6.
+    ///
+    /// # Errors
+    /// When the port is taken, or the kernel refuses.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub fn bind_loopback(purpose: &'static str, port: u16) -> Result<Self, AdminError> {
+        loopback(port)
+            .map(Self)
+            .map_err(|source| AdminError::Listen {
+                purpose,
+                port,
+                source,
+            })
+    }
+
+    /// The port that is listened on, where the kernel chose it.
+    #[cfg(test)]
+    pub(super) fn port(&self) -> u16 {
+        self.0[0].local_addr().unwrap().port()
+    }
+
+    /// Answers requests at once by tasks in `tasks`, until shutdown: then it no longer listens, and no connection
+    /// goes on.
     pub fn serve(
         self,
         answer: impl Fn(&Request) -> Response + Send + Sync + 'static,
         shutdown: Shutdown,
         tasks: &TaskGroup,
     ) {
-        let (answer, group) = (Arc::new(answer), tasks.clone());
-        tasks.spawn(async move {
-            tokio::select! {
-                () = shutdown.started() => {}
-                () = accept(self.0, answer, &shutdown, &group) => {}
-            }
-        });
+        let answer = move |request| ready(answer(&request));
+        self.serve_within(Limits::default(), answer, shutdown, tasks);
+    }
+
+    /// Answers requests by tasks in `tasks`, until shutdown: then it no longer listens, and connections go on as
+    /// `limits` say.
+    pub fn serve_within<F>(
+        self,
+        limits: Limits,
+        answer: impl Fn(Request) -> F + Send + Sync + 'static,
+        shutdown: Shutdown,
+        tasks: &TaskGroup,
+    ) where
+        F: Future<Output = Response> + Send + 'static,
+    {
+        let answer = Arc::new(answer);
+        for listener in self.0 {
+            let (answer, shutdown, group) = (answer.clone(), shutdown.clone(), tasks.clone());
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = shutdown.started() => {}
+                    () = accept(&listener, limits, answer, &shutdown, &group) => {}
+                }
+            });
+        }
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    answer: Arc<impl Fn(&Request) -> Response + Send + Sync + 'static>,
+fn loopback(port: u16) -> io::Result<Vec<TcpListener>> {
+    let on = |ip: IpAddr, port| {
+        let listener = StdTcpListener::bind((ip, port))?;
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    };
+    let v4 = on(Ipv4Addr::LOCALHOST.into(), port)?;
+    let port = v4.local_addr()?.port();
+    match on(Ipv6Addr::LOCALHOST.into(), port) {
+        Ok(v6) => Ok(vec![v4, v6]),
+        Err(err) if err.kind() == io::ErrorKind::AddrInUse => Err(err),
+        // A namespace without IPv6 has no such sockets, or no such address.
+        Err(_) => Ok(vec![v4]),
+    }
+}
+
+async fn accept<F: Future<Output = Response> + Send + 'static>(
+    listener: &TcpListener,
+    limits: Limits,
+    answer: Arc<impl Fn(Request) -> F + Send + Sync + 'static>,
     shutdown: &Shutdown,
     tasks: &TaskGroup,
 ) {
@@ -175,31 +258,44 @@ async fn accept(
         tasks.spawn(async move {
             tokio::select! {
                 () = end.cancelled() => {}
-                () = shutdown.started() => {}
-                () = connection(stream, answer) => end.cancel(),
+                () = connection(stream, limits, answer, shutdown) => end.cancel(),
             }
         });
     }
 }
 
-async fn connection(
+async fn connection<F: Future<Output = Response> + Send + 'static>(
     stream: TcpStream,
-    answer: Arc<impl Fn(&Request) -> Response + Send + Sync + 'static>,
+    limits: Limits,
+    answer: Arc<impl Fn(Request) -> F + Send + Sync + 'static>,
+    shutdown: Shutdown,
 ) {
     let service = service_fn(|request: http::Request<Incoming>| {
-        let response = answer(&request.map(drop));
-        async { Ok::<_, Infallible>(response) }
+        let response = answer(request.map(drop));
+        async { Ok::<_, Infallible>(response.await) }
     });
     let mut server = http1::Builder::new();
     server
         .timer(TokioTimer::new())
-        .header_read_timeout(DEADLINE)
+        .header_read_timeout(limits.request)
         .max_buf_size(MAX_HEAD)
         // Who has asked may close its side before it has the answer.
         .half_close(true)
         .keep_alive(false);
-    let served = server.serve_connection(TokioIo::new(stream), service);
-    match timeout(DEADLINE, served).await {
+    let mut serving = pin!(server.serve_connection(TokioIo::new(stream), service));
+    let served = async {
+        tokio::select! {
+            served = serving.as_mut() => return served,
+            () = shutdown.started() => {}
+        }
+        if !limits.finish {
+            return Ok(());
+        }
+        // Ends at once where nothing was asked.
+        serving.as_mut().graceful_shutdown();
+        serving.await
+    };
+    match timeout(limits.answer, served).await {
         Ok(Ok(())) => {}
         Ok(Err(err)) => debug!(error = %err, "HTTP connection failed"),
         Err(_) => debug!("HTTP connection took too long"),
@@ -219,15 +315,11 @@ mod tests {
     /// Answers every request with its path.
     fn start() -> (SocketAddr, Shutdown, TaskGroup) {
         let listener = HttpListener::bind("a test", 0).unwrap();
-        let port = listener.0.local_addr().unwrap().port();
+        let port = listener.port();
         let (shutdown, tasks) = (Shutdown::default(), TaskGroup::default());
         let echo = |request: &Request| Response::new(request.uri().path().to_owned().into());
         listener.serve(echo, shutdown.clone(), &tasks);
-        (
-            (std::net::Ipv4Addr::LOCALHOST, port).into(),
-            shutdown,
-            tasks,
-        )
+        ((Ipv4Addr::LOCALHOST, port).into(), shutdown, tasks)
     }
 
     async fn connect(to: SocketAddr) -> TcpStream {
@@ -256,7 +348,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_gets_its_answer_over_either_family() {
         let (v4, ..) = start();
-        let v6 = (std::net::Ipv6Addr::LOCALHOST, v4.port()).into();
+        let v6 = (Ipv6Addr::LOCALHOST, v4.port()).into();
         for to in [v4, v6] {
             let answer = exchange(
                 &mut connect(to).await,
@@ -314,7 +406,7 @@ mod tests {
         tokio::time::pause();
         let before = tokio::time::Instant::now();
         assert_eq!(exchange(&mut slow, b"").await, "");
-        assert!(before.elapsed() <= DEADLINE + Duration::from_secs(1));
+        assert!(before.elapsed() <= Limits::default().answer + Duration::from_secs(1));
     }
 
     #[tokio::test]
@@ -326,7 +418,7 @@ mod tests {
         assert_eq!(tasks.drain(PATIENCE).await, 0);
         assert_eq!(exchange(&mut open, b"").await, "");
         let refused = TcpStream::connect(to).await.unwrap_err();
-        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     }
 
     #[tokio::test]
@@ -337,5 +429,54 @@ mod tests {
         let expected = format!("listen for readiness probes on port {}: ", taken.port());
         assert!(text.starts_with(&expected), "{text}");
         assert!(text.contains("in use"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn loopback_is_two_addresses_and_no_other() {
+        let listener = HttpListener::bind_loopback("a test", 0).unwrap();
+        let port = listener.port();
+        let addresses: Vec<_> = listener
+            .0
+            .iter()
+            .map(|listener| listener.local_addr().unwrap())
+            .collect();
+        let v4 = (Ipv4Addr::LOCALHOST, port).into();
+        let v6 = (Ipv6Addr::LOCALHOST, port).into();
+        assert_eq!(addresses, [v4, v6]);
+        let error = HttpListener::bind_loopback("a test", port).unwrap_err();
+        let text = crate::telemetry::chain(&error);
+        let expected = format!("listen for a test on port {port}: ");
+        assert!(text.starts_with(&expected), "{text}");
+    }
+
+    #[tokio::test]
+    async fn what_was_asked_is_answered_after_shutdown_where_limits_say_so() {
+        let listener = HttpListener::bind_loopback("a test", 0).unwrap();
+        let to = (Ipv4Addr::LOCALHOST, listener.port()).into();
+        let (shutdown, tasks) = (Shutdown::default(), TaskGroup::default());
+        let (asked, gate) = (Arc::new(tokio::sync::Notify::new()), shutdown.clone());
+        let told = asked.clone();
+        let answer = move |_: Request| {
+            let (told, gate) = (told.clone(), gate.clone());
+            async move {
+                told.notify_one();
+                gate.started().await;
+                tokio::task::yield_now().await;
+                Response::new("late".into())
+            }
+        };
+        let limits = Limits {
+            finish: true,
+            ..Limits::default()
+        };
+        listener.serve_within(limits, answer, shutdown.clone(), &tasks);
+        let mut silent = connect(to).await;
+        let mut waiting = connect(to).await;
+        waiting.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        timeout(PATIENCE, asked.notified()).await.unwrap();
+        shutdown.start();
+        assert!(exchange(&mut waiting, b"").await.ends_with("\r\n\r\nlate"));
+        assert_eq!(exchange(&mut silent, b"").await, "");
+        assert_eq!(tasks.drain(PATIENCE).await, 0);
     }
 }

@@ -1,15 +1,25 @@
 //! HTTP endpoints of the daemon itself. Rooms above register what they have to say.
 //!
-//! Invariants: a request changes nothing, reads what is at hand, and is answered without waiting for anything.
+//! Invariants: a request reads what is at hand, and is answered without waiting for anything else. Only those on
+//! loopback may change anything.
 
+mod config_dump;
+mod guard;
 mod http;
+mod logging;
 mod readiness;
+mod server;
 mod stats;
 
 use std::io;
 
-pub use http::{Body, HttpListener, Request, Response};
+use ::http::StatusCode;
+use ::http::header::{CONTENT_TYPE, HeaderValue};
+
+pub use config_dump::{CertificateSet, CertificateState, ConfigDump, PodEntry, Sources};
+pub use http::{Body, HttpListener, Limits, Request, Response};
 pub use readiness::{Pending, Readiness};
+pub use server::{ADMIN_PORT, Admin};
 pub use stats::{STATS_PORT, stats};
 
 /// Where readiness is asked for. Fixed: probes of every installation name it.
@@ -24,4 +34,12 @@ pub enum AdminError {
         port: u16,
         source: io::Error,
     },
+}
+
+fn plain(status: StatusCode, text: impl Into<Body>) -> Response {
+    let mut response = Response::new(text.into());
+    *response.status_mut() = status;
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, plain);
+    response
 }

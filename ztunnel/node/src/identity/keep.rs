@@ -37,6 +37,11 @@ impl Latest {
             .cloned()
     }
 
+    /// Why the last request failed, unless one has succeeded since.
+    pub(super) fn failure(&self) -> Option<&Arc<FetchError>> {
+        self.failure.as_ref().map(|(error, _)| error)
+    }
+
     /// Whether nothing can change before `until`: then waiting is of no use.
     pub(super) fn hopeless_before(&self, until: Instant) -> bool {
         matches!(self.failure, Some((_, next_try)) if next_try >= until)

@@ -17,6 +17,7 @@ mod csr;
 mod keep;
 mod queue;
 mod schedule;
+mod shown;
 mod turn;
 
 use std::collections::HashMap;
@@ -37,6 +38,7 @@ use crate::tls::{self, ChainError, Credential};
 use ca::{CertificateAuthority, Sign};
 use keep::{Latest, keep};
 use queue::{Queue, Ticket};
+pub use shown::KnownIdentity;
 
 /// How long a connection waits for its pod's first certificate.
 pub const WAIT: Duration = Duration::from_secs(5);

@@ -24,6 +24,8 @@ use super::line::{Json, Line, Plain};
 const QUEUE: usize = 8 * 1024;
 /// How much is written at once.
 const WRITE: usize = 64 * 1024;
+/// Longest filter that is made at run time: each event that nobody has looked at before is compared with all of it.
+const MAX_FILTER: usize = 4 * 1024;
 /// How long the end waits for what is still in the queue.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -115,6 +117,8 @@ pub enum BadLevels {
         directives: String,
         source: ParseError,
     },
+    #[error("the filter would be longer than {MAX_FILTER} bytes; reset it first")]
+    TooLong,
     #[error("the log is gone")]
     Gone,
 }
@@ -144,6 +148,21 @@ pub fn directives(text: &str) -> Result<EnvFilter, BadLevels> {
 }
 
 impl LogLevels {
+    /// What filters by `levels`, and what changes that.
+    pub(crate) fn new(
+        levels: &str,
+    ) -> Result<(reload::Layer<EnvFilter, Registry>, Self), BadLevels> {
+        let filter = directives(levels)?;
+        let now = filter.to_string();
+        let (filter, handle) = reload::Layer::new(filter);
+        let levels = Self {
+            filter: handle,
+            startup: levels.into(),
+            now: Arc::new(now.into()),
+        };
+        Ok((filter, levels))
+    }
+
     /// What is logged now.
     #[must_use]
     pub fn now(&self) -> String {
@@ -168,10 +187,22 @@ impl LogLevels {
         self.follow(self.startup.to_string())
     }
 
+    /// Follows these on top of what the start asked for.
+    ///
+    /// # Errors
+    /// When they are none.
+    pub fn reset_to(&self, text: &str) -> Result<(), BadLevels> {
+        directives(text)?;
+        self.follow(format!("{},{text}", self.startup))
+    }
+
     fn follow(&self, text: String) -> Result<(), BadLevels> {
         let filter = directives(&text)?;
         // As the filter itself puts it: without what is overruled, so it does not grow for ever.
         let text = filter.to_string();
+        if text.len() > MAX_FILTER {
+            return Err(BadLevels::TooLong);
+        }
         self.filter.reload(filter).map_err(|_| BadLevels::Gone)?;
         *self.lock() = text;
         Ok(())
@@ -189,25 +220,18 @@ impl LogLevels {
 /// # Errors
 /// When `levels` is no filter, or there is a log already, or its thread cannot be started.
 pub fn start_log(levels: &str, format: LogFormat) -> io::Result<(Log, LogLevels)> {
-    let filter = directives(levels).map_err(io::Error::other)?;
-    let now = filter.to_string();
+    let (filter, levels) = LogLevels::new(levels).map_err(io::Error::other)?;
     let (log, items) = Log::new();
     let dropped = Arc::clone(&log.dropped);
     thread::Builder::new().name("log".into()).spawn(move || {
         write_all(&items, io::stdout(), format, &dropped);
     })?;
-    let (filter, handle) = reload::Layer::new(filter);
     let lines = EventLines::new(log.clone(), format);
     tracing_subscriber::registry()
         .with(filter)
         .with(lines)
         .try_init()
         .map_err(io::Error::other)?;
-    let levels = LogLevels {
-        filter: handle,
-        startup: levels.into(),
-        now: Arc::new(now.into()),
-    };
     Ok((log, levels))
 }
 

@@ -67,6 +67,8 @@ pub enum ChainError {
 pub(super) struct Chain {
     /// The leaf and its intermediates.
     pub(super) presented: Vec<CertificateDer<'static>>,
+    /// What the anchors are of.
+    pub(super) roots: Vec<CertificateDer<'static>>,
     pub(super) anchors: Vec<TrustAnchor<'static>>,
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
@@ -94,11 +96,12 @@ impl Chain {
                     .map_err(|source| ChainError::Pem { element, source })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let anchors = anchors(bundle, elements.len() - 1)?;
+        let (roots, anchors) = anchors(bundle, elements.len() - 1)?;
         check_identity(&presented[0], expected)?;
         let (not_before, not_after) = validity(&presented[0])?;
         Ok(Self {
             presented,
+            roots,
             anchors,
             not_before,
             not_after,
@@ -106,8 +109,10 @@ impl Chain {
     }
 }
 
-fn anchors(bundle: &str, element: usize) -> Result<Vec<TrustAnchor<'static>>, ChainError> {
-    let mut anchors = Vec::new();
+type Roots = (Vec<CertificateDer<'static>>, Vec<TrustAnchor<'static>>);
+
+fn anchors(bundle: &str, element: usize) -> Result<Roots, ChainError> {
+    let (mut roots, mut anchors) = (Vec::new(), Vec::new());
     for root in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
         let root = root.map_err(|source| ChainError::Pem { element, source })?;
         if anchors.len() == MAX_ROOTS {
@@ -115,14 +120,17 @@ fn anchors(bundle: &str, element: usize) -> Result<Vec<TrustAnchor<'static>>, Ch
         }
         // One bad root must not take away the others.
         match webpki::anchor_from_trusted_cert(&root) {
-            Ok(anchor) => anchors.push(anchor.to_owned()),
+            Ok(anchor) => {
+                anchors.push(anchor.to_owned());
+                roots.push(root);
+            }
             Err(error) => warn!(%error, "a root certificate from the CA is unusable"),
         }
     }
     if anchors.is_empty() {
         return Err(ChainError::NoRoots);
     }
-    Ok(anchors)
+    Ok((roots, anchors))
 }
 
 fn check_identity(leaf: &CertificateDer<'_>, expected: &Identity) -> Result<(), ChainError> {

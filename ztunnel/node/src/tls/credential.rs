@@ -49,6 +49,9 @@ pub struct Credential {
     identity: Identity,
     not_before: SystemTime,
     not_after: SystemTime,
+    /// As the CA sent them, for people to look at.
+    chain: Box<[CertificateDer<'static>]>,
+    ca_roots: Box<[CertificateDer<'static>]>,
     context: Context,
     roots: PeerRoots,
     _share: Share,
@@ -72,6 +75,7 @@ impl Credential {
         // Borrowed, so that the only copy is inside the crypto library, which wipes its own.
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.0.as_slice()));
         let key = any_supported_type(&key).map_err(ChainError::Key)?;
+        let presented = chain.presented.clone();
         let certified = CertifiedKey::new(chain.presented, key);
         certified.keys_match().map_err(ChainError::Key)?;
 
@@ -115,6 +119,8 @@ impl Credential {
             identity: identity.clone(),
             not_before: chain.not_before,
             not_after: chain.not_after,
+            chain: presented.into(),
+            ca_roots: chain.roots.into(),
             context: context.clone(),
             roots,
             _share: share,
@@ -127,6 +133,18 @@ impl Credential {
     #[must_use]
     pub const fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// The leaf, then its intermediates.
+    #[must_use]
+    pub const fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// The roots that came with it.
+    #[must_use]
+    pub const fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.ca_roots
     }
 
     /// When peers stop accepting it.

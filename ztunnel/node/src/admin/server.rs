@@ -1,0 +1,78 @@
+//! What operators ask, on loopback only.
+//!
+//! Only a POST changes anything, and nobody waits for what it changes: the end of the daemon is queued.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, StatusCode};
+use tokio::sync::mpsc;
+
+use super::config_dump::ConfigDump;
+use super::http::{HttpListener, Limits, Request, Response};
+use super::{guard, logging, plain};
+use crate::task::{Shutdown, TaskGroup};
+use crate::telemetry::LogLevels;
+
+/// Where operators ask unless the configuration says otherwise.
+pub const ADMIN_PORT: u16 = 15000;
+
+/// A dump of a large mesh goes through somebody's tunnel to the cluster.
+const LIMITS: Limits = Limits {
+    request: Duration::from_secs(2),
+    answer: Duration::from_secs(120),
+    finish: true,
+};
+
+const PAGE: &str = include_str!("page.html");
+const NO_CPU_PROFILE: &str =
+    "this build has no CPU profiler; use `perf record -p PID` on the node\n";
+const NO_HEAP_PROFILE: &str = "this build has no heap profiler: its allocator cannot tell\n";
+
+/// What can be asked for.
+pub struct Admin {
+    pub dump: ConfigDump,
+    pub levels: LogLevels,
+    /// Told when the daemon is asked to end.
+    pub quit: mpsc::Sender<()>,
+}
+
+impl Admin {
+    /// Answers requests at `listener` until shutdown; what was asked before is answered after it.
+    pub fn serve(self, listener: HttpListener, shutdown: Shutdown, tasks: &TaskGroup) {
+        let this = Arc::new(self);
+        let answer = move |request| {
+            let this = Arc::clone(&this);
+            async move { this.answer(&request).await }
+        };
+        listener.serve_within(LIMITS, answer, shutdown, tasks);
+    }
+
+    async fn answer(&self, request: &Request) -> Response {
+        if let Some(why) = guard::refusal(request) {
+            return plain(StatusCode::FORBIDDEN, format!("{why}\n"));
+        }
+        match request.uri().path() {
+            "/" => {
+                let mut response = Response::new(PAGE.into());
+                let html = HeaderValue::from_static("text/html; charset=utf-8");
+                response.headers_mut().insert(CONTENT_TYPE, html);
+                response
+            }
+            "/config_dump" => self.dump.answer().await,
+            "/logging" => logging::answer(request, &self.levels),
+            "/quitquitquit" if request.method() == Method::POST => {
+                // A second one finds the first one there.
+                let _ = self.quit.try_send(());
+                plain(StatusCode::OK, "shutdown now\n")
+            }
+            "/quitquitquit" => plain(StatusCode::METHOD_NOT_ALLOWED, ""),
+            "/debug/pprof/profile" => plain(StatusCode::INTERNAL_SERVER_ERROR, NO_CPU_PROFILE),
+            "/debug/pprof/heap" | "/debug/pprof/heap/profiling" => {
+                plain(StatusCode::INTERNAL_SERVER_ERROR, NO_HEAP_PROFILE)
+            }
+            _ => plain(StatusCode::NOT_FOUND, ""),
+        }
+    }
+}
