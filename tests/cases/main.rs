@@ -4,6 +4,7 @@
 
 mod access;
 mod bench;
+mod cli;
 mod control_plane;
 mod demo;
 mod enrollment;

@@ -10,16 +10,19 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 use ztunnel_node::admin::{AdminError, HttpListener, READINESS_PORT, Readiness, stats};
 use ztunnel_node::capture::{NodeCapture, NodeClaim};
-use ztunnel_node::discovery::{self, DiscoveryConfig};
-use ztunnel_node::enroll::{self, ApiListener, Enroller};
+use ztunnel_node::discovery::{self, DiscoveryConfig, Link};
+use ztunnel_node::enroll::{self, Answerers, ApiListener, Enroller};
 use ztunnel_node::explain::Explainer;
 use ztunnel_node::identity::{CaConfig, Identities};
+use ztunnel_node::inspect::Inspector;
 use ztunnel_node::outbound::{Resolver, ResolverConfig};
 use ztunnel_node::own_pod::OwnNode;
 use ztunnel_node::pod::{DaemonPod, NodeContext, Workers};
 use ztunnel_node::state::mesh_channel;
 use ztunnel_node::task::{Pace, Shutdown, TaskGroup};
-use ztunnel_node::telemetry::{CounterOf, Log, MOST_PAIRS, Metrics, Telemetry, chain, start_log};
+use ztunnel_node::telemetry::{
+    CounterOf, Lately, Log, MOST_PAIRS, Metrics, Telemetry, chain, start_log,
+};
 use ztunnel_node::tls::{self, CrlFile};
 use ztunnel_sys::cgroup::{self, OwnCgroup};
 
@@ -101,6 +104,7 @@ async fn run(config: Config, log: Log) -> Result<(), StartError> {
     let own: OwnCgroup = cgroup::enter_own()?;
     let mut ends = Ends::new()?;
     let (shutdown, tasks) = (Shutdown::default(), TaskGroup::default());
+    let started = tokio::time::Instant::now();
 
     // From here on probes are answered, at first with what is pending.
     let readiness = Readiness::default();
@@ -112,6 +116,8 @@ async fn run(config: Config, log: Log) -> Result<(), StartError> {
     tasks.spawn(readiness.clone().tell(shutdown.clone()));
 
     let telemetry = telemetry(&config.node.istio_version, log);
+    let lately = Lately::new(Arc::clone(&telemetry.metrics));
+    tasks.spawn(lately.clone().follow(shutdown.clone()));
     // Until the very end: the last scrape is not lost.
     let (last, scraped) = (Shutdown::default(), TaskGroup::default());
     scrapes.serve(
@@ -122,10 +128,12 @@ async fn run(config: Config, log: Log) -> Result<(), StartError> {
 
     let tls = tls_context(&config, &tasks, &shutdown);
     let (mesh, reader) = mesh_channel();
+    let link = Link::default();
     let discovery = DiscoveryConfig {
         endpoint: config.xds,
         node: config.node.description,
         subscription: config.subscription,
+        link: link.clone(),
     };
     tasks.spawn(discovery::run(
         discovery,
@@ -168,7 +176,7 @@ async fn run(config: Config, log: Log) -> Result<(), StartError> {
     let enroller = Enroller::start(
         node,
         &config.paths.state_dir,
-        workers,
+        workers.clone(),
         config.drain_deadline,
         config.liveness,
         tasks.clone(),
@@ -181,7 +189,26 @@ async fn run(config: Config, log: Log) -> Result<(), StartError> {
         network: Arc::clone(&context.node.network),
         mesh: context.node.mesh.clone(),
     };
-    api.serve(enroller.clone(), explainer, stop, shutdown.clone(), &tasks);
+    let inspector = Inspector {
+        node: Arc::clone(&context.node.name),
+        network: Arc::clone(&context.node.network),
+        istio_version: config.node.istio_version.into(),
+        started,
+        mesh: context.node.mesh.clone(),
+        link,
+        identities: context.node.identities.clone(),
+        workers,
+        lately,
+        readiness,
+    };
+    let answerers = Answerers {
+        enroller: enroller.clone(),
+        explainer,
+        inspector,
+        stop,
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    api.serve(answerers, shutdown.clone(), &tasks);
     drop(starting);
     info!(node = %context.node.name, workers = config.worker_threads, "daemon started");
 

@@ -13,6 +13,7 @@
 //! but by the snapshot that has the answer. What is asked for while there is no stream is remembered for the next one.
 
 pub mod convert;
+mod link;
 mod node;
 mod parts;
 mod responses;
@@ -39,6 +40,7 @@ use crate::control_plane::{ControlPlaneError, Endpoint, explain};
 use crate::state::MeshWriter;
 use crate::task::{Backoff, Shutdown};
 
+pub use link::{Link, LinkStatus};
 pub use node::NodeDescription;
 use responses::Responses;
 pub use session::Subscription;
@@ -68,6 +70,8 @@ pub struct DiscoveryConfig {
     pub endpoint: Endpoint,
     pub node: NodeDescription,
     pub subscription: Subscription,
+    /// Where it is told how things stand.
+    pub link: Link,
 }
 
 /// Follows the control plane until shutdown. `first_state` is done when a response of each type that is subscribed to
@@ -77,11 +81,16 @@ pub async fn run(cfg: DiscoveryConfig, mesh: MeshWriter, first_state: Pending, s
         endpoint,
         node,
         subscription,
+        link,
     } = cfg;
     let address = endpoint.address.to_string();
     let credentials = endpoint.credentials();
     let connect = || Ok((endpoint.channel()?, endpoint.metadata()?));
-    let discovery = Discovery::new(&node, subscription, mesh, first_state);
+    link.begin(&address);
+    let discovery = Discovery {
+        link,
+        ..Discovery::new(&node, subscription, mesh, first_state)
+    };
     tokio::select! {
         () = shutdown.started() => {}
         () = discovery.follow(&address, &credentials, connect) => {}
@@ -111,6 +120,7 @@ struct Discovery {
     writer: MeshWriter,
     /// Until it has come.
     first_state: Option<Pending>,
+    link: Link,
 }
 
 impl Discovery {
@@ -128,6 +138,7 @@ impl Discovery {
             },
             writer,
             first_state: Some(first_state),
+            link: Link::default(),
         }
     }
 
@@ -152,6 +163,7 @@ impl Discovery {
             resume = error.resume();
             let pause = backoff.delay();
             let text = with_causes(&error);
+            self.link.lost(&text);
             if let Some(pending) = &self.first_state {
                 pending.because(format!("{address}: {text}"));
             }
@@ -199,6 +211,7 @@ impl Discovery {
             Ok(opened) => opened,
             Err(error) => return error,
         };
+        self.link.connected();
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -270,6 +283,7 @@ impl Discovery {
     /// Applies a response, publishes the result and says what to answer.
     fn apply(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
         let type_url = response.type_url.clone();
+        self.link.received(&response);
         let Received {
             delta,
             answer,
@@ -277,6 +291,7 @@ impl Discovery {
             warnings,
             answers,
         } = self.session.receive(response);
+        self.link.rejected(&rejected);
         debug!(
             type_url,
             upserts = delta.upserts.len(),
