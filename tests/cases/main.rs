@@ -5,6 +5,7 @@
 mod access;
 mod admin;
 mod bench;
+mod cli;
 mod control_plane;
 mod demo;
 mod enrollment;

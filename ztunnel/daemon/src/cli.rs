@@ -5,16 +5,30 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use ztunnel_node::enroll::{Outcome, PodState, PodStatus, Request, call};
+use ztunnel_node::enroll::{Outcome, Request};
 use ztunnel_node::explain::Question;
 use ztunnel_node::explain::reason::{self, Reason};
-use ztunnel_node::telemetry::chain;
 
 use crate::{config, run};
 
+mod ask;
+mod certificates;
+mod completions;
+mod connections;
 mod explain;
+mod page;
+mod pods;
+mod policies;
+mod services;
+mod status;
+mod table;
+mod text;
+mod workloads;
 
 /// Node proxy of an ambient service mesh.
+///
+/// Begin with `ztunnel status` on a node. Exit codes: 0 when all is well, 1 when a command failed or `status` has found
+/// something that needs attention, 2 when the command line is wrong.
 #[derive(Debug, Parser)]
 #[command(name = "ztunnel", version, disable_help_subcommand = true)]
 struct Cli {
@@ -32,6 +46,8 @@ enum Command {
         ignored: Vec<String>,
     },
     /// Capture the traffic of a pod.
+    ///
+    /// Example: ztunnel enroll --uid 0d1c --netns /run/netns/web --namespace shop --name web-0
     Enroll {
         /// Pod uid.
         #[arg(long)]
@@ -49,6 +65,8 @@ enum Command {
         daemon: Daemon,
     },
     /// Stop capturing the traffic of a pod; its connections get time to end.
+    ///
+    /// Example: ztunnel unenroll --uid 0d1c
     Unenroll {
         /// Pod uid.
         #[arg(long)]
@@ -56,7 +74,16 @@ enum Command {
         #[command(flatten)]
         daemon: Daemon,
     },
+    Status(status::Args),
+    Connections(connections::Args),
+    Workloads(workloads::Args),
+    Services(services::Args),
+    Policies(policies::Args),
+    Certificates(certificates::Args),
+    Completions(completions::Args),
     /// List the enrolled pods, as measured in the kernel.
+    ///
+    /// Example: ztunnel pods --output json
     Pods {
         #[arg(long, value_enum, default_value_t = Format::Table)]
         output: Format,
@@ -67,6 +94,8 @@ enum Command {
     ///
     /// (A daemon that gets SIGTERM leaves the capture in place, so that nothing leaves its pods in plaintext
     /// until the next daemon has taken them over.)
+    ///
+    /// Example: ztunnel stop
     Stop {
         #[command(flatten)]
         daemon: Daemon,
@@ -76,6 +105,8 @@ enum Command {
     /// Either `--from POD --to ADDRESS:PORT`: where a connection of an app of a pod of this node would go. Or `--to
     /// ADDRESS:PORT --as WHO`: whether a pod of this node would take it from somebody. Or `--reason CODE`: what the
     /// reason of a line in the log means.
+    ///
+    /// Example: ztunnel explain --from shop/web-0 --to 10.96.0.10:80
     #[command(group = clap::ArgGroup::new("question").required(true).args(["from", "peer", "reason"]))]
     Explain {
         /// The pod that connects, as `ztunnel pods` shows it.
@@ -99,6 +130,8 @@ enum Command {
         daemon: Daemon,
     },
     /// Print the reference of all reasons, in Markdown, or the cause and next step of one.
+    ///
+    /// Example: ztunnel reasons POLICY_DENIED
     Reasons {
         /// A reason from the log.
         code: Option<Reason>,
@@ -114,6 +147,23 @@ struct Daemon {
     socket: Option<PathBuf>,
 }
 
+/// How much is listed.
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct Limit {
+    /// How many to list at most [default: 1000 in a table, in JSON all; connections never more than 10000].
+    #[arg(long, value_name = "COUNT")]
+    limit: Option<usize>,
+}
+
+impl Limit {
+    fn of(self, output: Format) -> usize {
+        self.limit.unwrap_or(match output {
+            Format::Table => 1000,
+            Format::Json => usize::MAX,
+        })
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {
     Table,
@@ -123,6 +173,13 @@ enum Format {
 pub(crate) fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run { ignored: _ } => run::main(),
+        Command::Status(args) => status::run(&args),
+        Command::Connections(args) => connections::run(args),
+        Command::Workloads(args) => workloads::run(args),
+        Command::Services(args) => services::run(args),
+        Command::Policies(args) => policies::run(args),
+        Command::Certificates(args) => certificates::run(args),
+        Command::Completions(args) => completions::run(&args),
         Command::Settings => {
             print(config::reference().trim_end());
             ExitCode::SUCCESS
@@ -153,7 +210,7 @@ pub(crate) fn main() -> ExitCode {
                 (None, None, Some(peer), Some(to)) => Question::Inbound { to, peer, from_ip },
                 _ => return fail(&"give --from and --to, or --to and --as, or --reason"),
             };
-            ask(daemon, &Request::Explain(question), |outcome| {
+            ask(&daemon, &Request::Explain(question), |outcome| {
                 if let Outcome::Explained(explanation) = outcome {
                     print(&match output {
                         Format::Table => explain::text(explanation),
@@ -173,7 +230,7 @@ pub(crate) fn main() -> ExitCode {
             // The daemon has another working directory.
             let netns = std::path::absolute(&netns).unwrap_or(netns);
             ask(
-                daemon,
+                &daemon,
                 &Request::Enroll {
                     uid,
                     netns,
@@ -184,12 +241,12 @@ pub(crate) fn main() -> ExitCode {
                 |_| {},
             )
         }
-        Command::Unenroll { uid, daemon } => ask(daemon, &Request::Unenroll { uid }, |_| {}),
-        Command::Stop { daemon } => ask(daemon, &Request::Stop {}, |_| {}),
-        Command::Pods { output, daemon } => ask(daemon, &Request::Pods {}, |outcome| {
+        Command::Unenroll { uid, daemon } => ask(&daemon, &Request::Unenroll { uid }, |_| {}),
+        Command::Stop { daemon } => ask(&daemon, &Request::Stop {}, |_| {}),
+        Command::Pods { output, daemon } => ask(&daemon, &Request::Pods {}, |outcome| {
             if let Outcome::Pods(pods) = outcome {
                 print(&match output {
-                    Format::Table => table(pods),
+                    Format::Table => pods::table(pods),
                     Format::Json => json(pods),
                 });
             }
@@ -197,81 +254,25 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// Sends `request`; `show` gets the answer when it is one to be read.
-fn ask(daemon: Daemon, request: &Request, show: impl Fn(&Outcome)) -> ExitCode {
-    let socket = match daemon.socket.map_or_else(config::api_socket, Ok) {
-        Ok(socket) => socket,
-        Err(err) => return fail(&err),
-    };
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(err) => return fail(&err),
-    };
-    match runtime.block_on(call(&socket, request)) {
+/// Sends `request`, and waits for as long as it takes; `show` gets the answer when it is one to be read.
+fn ask(daemon: &Daemon, request: &Request, show: impl Fn(&Outcome)) -> ExitCode {
+    match daemon.done(request) {
         Ok(Outcome::Done { changed: true }) => ExitCode::SUCCESS,
         Ok(Outcome::Done { changed: false }) => {
             print("nothing to do: it is so already");
             ExitCode::SUCCESS
         }
-        Ok(outcome @ (Outcome::Pods(_) | Outcome::Explained(_))) => {
+        Ok(Outcome::Refused { code, reason }) => fail(&format!("{code}: {reason}")),
+        Ok(outcome) => {
             show(&outcome);
             ExitCode::SUCCESS
         }
-        Ok(Outcome::Refused { code, reason }) => fail(&format!("{code}: {reason}")),
-        Err(err) => fail(&chain(&err)),
+        Err(err) => fail(&err),
     }
 }
 
 fn json(answer: &(impl serde::Serialize + ?Sized)) -> String {
     serde_json::to_string_pretty(answer).unwrap_or_default()
-}
-
-fn table(pods: &[PodStatus]) -> String {
-    let mut rows = vec![[
-        "POD".into(),
-        "SERVICE ACCOUNT".into(),
-        "ADDRESSES".into(),
-        "STATE".into(),
-    ]];
-    rows.extend(pods.iter().map(|pod| {
-        let state = match (pod.state, &pod.problem) {
-            (PodState::Captured, _) => "captured".into(),
-            (PodState::Leaving, _) => "leaving".into(),
-            (PodState::Defective, problem) => {
-                format!("DEFECTIVE: {}", problem.as_deref().unwrap_or("unknown"))
-            }
-        };
-        let addresses: Vec<String> = pod
-            .addresses
-            .iter()
-            .filter(|ip| !is_link_local(ip))
-            .map(ToString::to_string)
-            .collect();
-        let name = format!("{}/{}", pod.namespace, pod.name);
-        [
-            name,
-            pod.service_account.clone(),
-            addresses.join(","),
-            state,
-        ]
-    }));
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths = [width(0), width(1), width(2)];
-    let lines: Vec<String> = rows
-        .iter()
-        .map(|[pod, account, addresses, state]| {
-            let [a, b, c] = widths;
-            format!("{pod:a$}  {account:b$}  {addresses:c$}  {state}")
-        })
-        .collect();
-    lines.join("\n")
-}
-
-fn is_link_local(ip: &std::net::IpAddr) -> bool {
-    matches!(ip, std::net::IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
 fn print(text: &str) {

@@ -12,17 +12,18 @@ use ztunnel_node::admin::{
     Admin, AdminError, ConfigDump, HttpListener, READINESS_PORT, Readiness, stats,
 };
 use ztunnel_node::capture::{NodeCapture, NodeClaim};
-use ztunnel_node::discovery::{self, DiscoveryConfig};
-use ztunnel_node::enroll::{self, ApiListener, Enroller};
+use ztunnel_node::discovery::{self, DiscoveryConfig, Link};
+use ztunnel_node::enroll::{self, Answerers, ApiListener, Enroller};
 use ztunnel_node::explain::Explainer;
 use ztunnel_node::identity::{CaConfig, Identities};
+use ztunnel_node::inspect::Inspector;
 use ztunnel_node::outbound::{Resolver, ResolverConfig};
 use ztunnel_node::own_pod::OwnNode;
 use ztunnel_node::pod::{DaemonPod, NodeContext, Workers};
 use ztunnel_node::state::mesh_channel;
 use ztunnel_node::task::{Budget, Pace, Shutdown, TaskGroup};
 use ztunnel_node::telemetry::{
-    CounterOf, Gauges, Log, LogLevels, MOST_PAIRS, Metrics, Telemetry, chain, start_log,
+    CounterOf, Gauges, Lately, Log, LogLevels, MOST_PAIRS, Metrics, Telemetry, chain, start_log,
 };
 use ztunnel_node::tls::{self, CrlFile};
 use ztunnel_sys::cgroup::{self, OwnCgroup};
@@ -108,6 +109,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     let own: OwnCgroup = cgroup::enter_own()?;
     let mut ends = Ends::new()?;
     let (shutdown, tasks) = (Shutdown::default(), TaskGroup::default());
+    let started = tokio::time::Instant::now();
 
     // From here on probes are answered, at first with what is pending.
     let readiness = Readiness::default();
@@ -120,6 +122,8 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
 
     let telemetry = telemetry(&config.node.istio_version, log);
     count_tunnel_memory(&telemetry.metrics, config.tunnel.memory.clone());
+    let lately = Lately::new(Arc::clone(&telemetry.metrics));
+    tasks.spawn(lately.clone().follow(shutdown.clone()));
     // Until the very end: the last scrape is not lost.
     let (last, scraped) = (Shutdown::default(), TaskGroup::default());
     scrapes.serve(
@@ -130,11 +134,13 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
 
     let tls = tls_context(&config, &tasks, &shutdown);
     let (mesh, reader) = mesh_channel();
+    let link = Link::default();
     let discovery = DiscoveryConfig {
         endpoint: config.xds,
         node: config.node.description,
         subscription: config.subscription,
         metrics: telemetry.metrics.xds.clone(),
+        link: link.clone(),
     };
     tasks.spawn(discovery::run(
         discovery,
@@ -177,7 +183,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     let enroller = Enroller::start(
         node,
         &config.paths.state_dir,
-        workers,
+        workers.clone(),
         config.drain_deadline,
         config.liveness,
         tasks.clone(),
@@ -190,13 +196,33 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
         network: Arc::clone(&context.node.network),
         mesh: context.node.mesh.clone(),
     };
-    api.serve(enroller.clone(), explainer, stop, shutdown.clone(), &tasks);
+    let istio_version = config.node.istio_version;
+    let inspector = Inspector {
+        node: Arc::clone(&context.node.name),
+        network: Arc::clone(&context.node.network),
+        istio_version: istio_version.as_str().into(),
+        started,
+        mesh: context.node.mesh.clone(),
+        link,
+        identities: context.node.identities.clone(),
+        workers,
+        lately,
+        readiness,
+    };
+    let answerers = Answerers {
+        enroller: enroller.clone(),
+        explainer,
+        inspector,
+        stop,
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    api.serve(answerers, shutdown.clone(), &tasks);
     let (quit, mut quitting) = mpsc::channel(1);
     let daemon = Daemon {
         identities: context.node.identities.clone(),
         enroller: enroller.clone(),
         config: shown_config,
-        istio_version: config.node.istio_version,
+        istio_version,
     };
     let admin = Admin {
         dump: ConfigDump::new(context.node.mesh.clone(), daemon),

@@ -9,7 +9,8 @@
 //! 4  tunnel  capture    HBONE client, pool, server · eBPF load, attach
 //! 5  identity  discovery  own_pod  outbound  inbound  explain    own_pod: who a connection's pod is · explain: why what is decided
 //! 6  pod            all sockets of one pod: bind in its namespace, start, drain, stop
-//! 7  enroll         pods table and its sources
+//! 7  inspect        what the node knows and does, for those who look at it
+//! 8  enroll         pods table and its sources
 //! ```
 
 pub mod admin;
@@ -21,6 +22,7 @@ pub mod enroll;
 pub mod explain;
 pub mod identity;
 pub mod inbound;
+pub mod inspect;
 pub mod outbound;
 pub mod own_pod;
 pub mod pod;

@@ -5,10 +5,7 @@
 use ztunnel_node::explain::reason::Reason;
 use ztunnel_node::explain::{Explanation, Plan, Refused, Tunnel, Verdict, Why};
 
-/// Columns of a line.
-const WIDTH: usize = 100;
-/// Columns of what stands in front of the text.
-const LABEL: usize = 10;
+use super::page::Page;
 
 /// What an explanation looks like.
 pub(super) fn text(explanation: &Explanation) -> String {
@@ -42,7 +39,7 @@ pub(super) fn text(explanation: &Explanation) -> String {
         page.steps(&destination.steps);
         page.verdict(&destination.verdict);
     }
-    page.0
+    page.text()
 }
 
 /// What one reason means.
@@ -55,18 +52,10 @@ pub(super) fn reason(reason: Reason) -> String {
     page.labeled("REASON", &format!("{reason}{failure}"));
     page.labeled("CAUSE", reason.cause());
     page.labeled("NEXT", reason.next_step());
-    page.0
+    page.text()
 }
 
-/// Lines, without a newline at the end.
-#[derive(Default)]
-struct Page(String);
-
 impl Page {
-    fn labeled(&mut self, label: &str, text: &str) {
-        self.line(&format!("{label:LABEL$}"), text);
-    }
-
     fn steps(&mut self, steps: &[Why]) {
         for (number, Why { about, text }) in steps.iter().enumerate() {
             self.line(&format!("{:4}  {about:11}  ", number + 1), text);
@@ -128,59 +117,12 @@ impl Page {
             self.labeled("", &format!("and behind it, in a second tunnel, {inner}"));
         }
     }
-
-    fn blank(&mut self) {
-        self.0.push('\n');
-    }
-
-    /// One line, and as many more as the text needs, aligned.
-    fn line(&mut self, head: &str, text: &str) {
-        let indent = head.chars().count();
-        for (number, part) in wrap(text, WIDTH.saturating_sub(indent))
-            .into_iter()
-            .enumerate()
-        {
-            if !self.0.is_empty() {
-                self.0.push('\n');
-            }
-            match number {
-                0 => self.0.push_str(head),
-                _ => self.0.extend(std::iter::repeat_n(' ', indent)),
-            }
-            self.0.push_str(&part);
-        }
-    }
-}
-
-/// Lines of at most `width` characters; what is longer without a space is cut.
-fn wrap(text: &str, width: usize) -> Vec<String> {
-    let printable = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-    let mut lines = vec![String::new()];
-    let mut length = 0;
-    for word in text.split(' ') {
-        let word: Vec<char> = word.chars().map(printable).collect();
-        for (number, part) in word.chunks(width.max(1)).enumerate() {
-            let space = usize::from(length > 0);
-            if number > 0 || length + space + part.len() > width {
-                lines.push(String::new());
-                length = 0;
-            } else if space > 0 {
-                lines.last_mut().into_iter().for_each(|line| line.push(' '));
-                length += 1;
-            }
-            lines
-                .last_mut()
-                .into_iter()
-                .for_each(|line| line.extend(part));
-            length += part.len();
-        }
-    }
-    lines
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::text::WIDTH;
 
     fn refused() -> Verdict {
         let reason = Reason::PolicyDenied;
@@ -232,7 +174,8 @@ mod tests {
             text: format!("{} end", "word ".repeat(20)),
         }]);
         page.verdict(&refused());
-        let lines: Vec<&str> = page.0.lines().collect();
+        let text = page.text();
+        let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0].find("word"), Some(19));
         assert_eq!(lines[1].find(|c| c != ' '), Some(19));
         assert_eq!(lines[2], "VERDICT   refused, POLICY_DENIED");

@@ -6,9 +6,14 @@
 //! a drain, a revoked certificate) cuts them here, one by one: a cut is about one connection, never about the tunnel
 //! it came through.
 
+mod list;
 mod record;
 mod registry;
 
+pub(crate) use list::find;
+pub use list::{
+    BadPeer, BadPod, Found, MOST_LISTED, OpenConnection, Sort, Wanted, WantedPeer, WantedPod, Way,
+};
 pub use record::{Cut, Record};
 pub use registry::Registry;
 

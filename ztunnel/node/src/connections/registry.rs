@@ -157,6 +157,24 @@ impl Registry {
         }
     }
 
+    /// How many are open.
+    pub(crate) fn len(&self) -> usize {
+        self.open.borrow().len()
+    }
+
+    /// Looks at the next connections. Says whether there are more, when others have had their turn.
+    pub(super) fn look(&self, batch: &mut Batch, mut at: impl FnMut(&Connection)) -> bool {
+        let open = self.open.borrow();
+        for (seen, (&number, connection)) in open.range(batch.from..batch.end).enumerate() {
+            if seen == BATCH {
+                batch.from = number;
+                return true;
+            }
+            at(connection);
+        }
+        false
+    }
+
     /// Looks at the next connections about which policy was asked, and cuts those that `judge` wants to be cut. Says
     /// whether there are more to look at, when others have had their turn.
     pub(crate) fn judge(

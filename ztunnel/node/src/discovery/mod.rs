@@ -13,6 +13,7 @@
 //! but by the snapshot that has the answer. What is asked for while there is no stream is remembered for the next one.
 
 pub mod convert;
+mod link;
 mod node;
 mod parts;
 mod responses;
@@ -41,6 +42,7 @@ use crate::state::MeshWriter;
 use crate::task::{Backoff, Shutdown};
 use crate::telemetry::XdsMetrics;
 
+pub use link::{Link, LinkStatus};
 pub use node::NodeDescription;
 use responses::Responses;
 pub use session::Subscription;
@@ -71,6 +73,8 @@ pub struct DiscoveryConfig {
     pub node: NodeDescription,
     pub subscription: Subscription,
     pub metrics: XdsMetrics,
+    /// Where it is told how things stand.
+    pub link: Link,
 }
 
 /// Follows the control plane until shutdown. `first_state` is done when a response of each type that is subscribed to
@@ -81,11 +85,16 @@ pub async fn run(cfg: DiscoveryConfig, mesh: MeshWriter, first_state: Pending, s
         node,
         subscription,
         metrics,
+        link,
     } = cfg;
     let address = endpoint.address.to_string();
     let credentials = endpoint.credentials();
     let connect = || Ok((endpoint.channel()?, endpoint.metadata()?));
-    let discovery = Discovery::new(&node, subscription, mesh, first_state, metrics);
+    link.begin(&address);
+    let discovery = Discovery {
+        link,
+        ..Discovery::new(&node, subscription, mesh, first_state, metrics)
+    };
     tokio::select! {
         () = shutdown.started() => {}
         () = discovery.follow(&address, &credentials, connect) => {}
@@ -116,6 +125,7 @@ struct Discovery {
     /// Until it has come.
     first_state: Option<Pending>,
     metrics: XdsMetrics,
+    link: Link,
 }
 
 impl Discovery {
@@ -135,6 +145,7 @@ impl Discovery {
             writer,
             first_state: Some(first_state),
             metrics,
+            link: Link::default(),
         }
     }
 
@@ -161,6 +172,7 @@ impl Discovery {
             resume = error.resume();
             let pause = backoff.delay();
             let text = with_causes(&error);
+            self.link.lost(&text);
             if let Some(pending) = &self.first_state {
                 pending.because(format!("{address}: {text}"));
             }
@@ -208,6 +220,7 @@ impl Discovery {
             Ok(opened) => opened,
             Err(error) => return error,
         };
+        self.link.connected();
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -289,6 +302,7 @@ impl Discovery {
         self.metrics.messages.with_label_values(&[url]).inc();
         let bytes = self.metrics.bytes.with_label_values(&[url]);
         bytes.inc_by(payload.sum());
+        self.link.received(&response);
         let Received {
             delta,
             answer,
@@ -296,6 +310,7 @@ impl Discovery {
             warnings,
             answers,
         } = self.session.receive(response);
+        self.link.rejected(&rejected);
         debug!(
             type_url,
             upserts = delta.upserts.len(),

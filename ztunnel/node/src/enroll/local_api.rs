@@ -14,8 +14,9 @@ use tokio::time::timeout;
 use tracing::warn;
 use ztunnel_mesh::name::{PodName, PodUid};
 
-use super::{EnrollError, EnrollRequest, Enroller, PodStatus};
+use super::{EnrollError, EnrollRequest, Enroller, PodState, PodStatus};
 use crate::explain::{Explainer, Explanation, Question};
+use crate::inspect::{End, Inspector, List, NodeStatus, Page, PodsGlance, Rows};
 use crate::task::{Backoff, Shutdown, TaskGroup};
 use crate::telemetry::chain;
 
@@ -25,6 +26,8 @@ const MAX_REQUEST: u64 = 64 * 1024;
 const MAX_CLIENTS: usize = 16;
 /// How long a client may take for its request.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
+/// How long it may take to read an answer, or a page of one.
+const READ_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What a client asks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -43,6 +46,10 @@ pub enum Request {
     Pods {},
     /// What would become of a connection, and why.
     Explain(Question),
+    /// The node at a glance.
+    Status {},
+    /// What there is of something: the answer is pages, one in each line.
+    List(List),
     /// Unenroll every pod, leave nothing behind, end.
     Stop {},
 }
@@ -57,6 +64,9 @@ pub enum Outcome {
     },
     Pods(Vec<PodStatus>),
     Explained(Box<Explanation>),
+    Status(Box<NodeStatus>),
+    /// More follow until one has an end.
+    Page(Page),
     /// A refusal: a stable code, and the reason for people.
     Refused {
         code: String,
@@ -90,18 +100,71 @@ pub async fn call(socket: &Path, request: &Request) -> Result<Outcome, ApiError>
     };
     let mut stream = UnixStream::connect(socket).await.map_err(connect)?;
     write_line(&mut stream, request).await.map_err(talk)?;
-    let mut line = String::new();
-    BufReader::new(stream)
-        .read_line(&mut line)
+    read_line(&mut BufReader::new(stream)).await.map_err(talk)
+}
+
+/// Asks the daemon for a list, and puts its pages together. Whatever else is answered is given as it is.
+///
+/// # Errors
+/// When there is no daemon or it goes away.
+pub async fn call_list(
+    socket: &Path,
+    list: List,
+) -> Result<Result<(Rows, End), Outcome>, ApiError> {
+    let path = || socket.to_owned();
+    let connect = |source| ApiError::Connect {
+        path: path(),
+        source,
+    };
+    let talk = |source| ApiError::Talk {
+        path: path(),
+        source,
+    };
+    let mut stream = UnixStream::connect(socket).await.map_err(connect)?;
+    write_line(&mut stream, &Request::List(list))
         .await
         .map_err(talk)?;
-    if line.is_empty() {
-        return Err(talk(io::Error::new(
-            io::ErrorKind::UnexpectedEof,
-            "the daemon went away",
-        )));
+    let mut answer = BufReader::new(stream);
+    let mut all: Option<Rows> = None;
+    loop {
+        let page = match read_line(&mut answer).await.map_err(talk)? {
+            Outcome::Page(page) => page,
+            other => return Ok(Err(other)),
+        };
+        let rows = match all.take() {
+            Some(mut rows) => {
+                rows.append(page.rows);
+                rows
+            }
+            None => page.rows,
+        };
+        if let Some(end) = page.end {
+            return Ok(Ok((rows, end)));
+        }
+        all = Some(rows);
     }
-    serde_json::from_str(&line).map_err(|err| talk(err.into()))
+}
+
+async fn read_line(from: &mut BufReader<UnixStream>) -> io::Result<Outcome> {
+    let mut line = String::new();
+    from.read_line(&mut line).await?;
+    if line.is_empty() {
+        let gone = "the daemon went away";
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, gone));
+    }
+    Ok(serde_json::from_str(&line)?)
+}
+
+/// Who answers what.
+#[derive(Clone)]
+pub struct Answerers {
+    pub enroller: Enroller,
+    pub explainer: Explainer,
+    pub inspector: Inspector,
+    /// Told when a client asked the daemon to end, after everything is removed.
+    pub stop: mpsc::Sender<()>,
+    /// Of the daemon.
+    pub version: &'static str,
 }
 
 /// The socket of the API. Clients that come before it is served wait.
@@ -127,16 +190,8 @@ impl ApiListener {
         })
     }
 
-    /// Serves the API until shutdown. `stop` is told when a client asked the daemon to end, after everything is
-    /// removed.
-    pub fn serve(
-        self,
-        enroller: Enroller,
-        explainer: Explainer,
-        stop: mpsc::Sender<()>,
-        shutdown: Shutdown,
-        tasks: &TaskGroup,
-    ) {
+    /// Serves the API until shutdown.
+    pub fn serve(self, answerers: Answerers, shutdown: Shutdown, tasks: &TaskGroup) {
         let group = tasks.clone();
         let api = self;
         tasks.spawn(async move {
@@ -153,10 +208,9 @@ impl ApiListener {
                 match accepted {
                     Ok((stream, _)) => {
                         backoff.reset();
-                        let (enroller, stop) = (enroller.clone(), stop.clone());
-                        let explainer = explainer.clone();
+                        let answerers = answerers.clone();
                         group.spawn(async move {
-                            if let Err(err) = client(stream, &enroller, &explainer, &stop).await {
+                            if let Err(err) = client(stream, &answerers).await {
                                 warn!(error = %err, "local API client failed");
                             }
                             drop(slot);
@@ -199,12 +253,7 @@ fn bind(socket: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn client(
-    stream: UnixStream,
-    enroller: &Enroller,
-    explainer: &Explainer,
-    stop: &mpsc::Sender<()>,
-) -> io::Result<()> {
+async fn client(stream: UnixStream, answerers: &Answerers) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read);
     loop {
@@ -214,29 +263,55 @@ async fn client(
         if read == 0 {
             return Ok(());
         }
-        let outcome = match serde_json::from_slice(&line) {
-            Ok(request) => answer(request, enroller, explainer, stop).await,
+        let answer = match serde_json::from_slice(&line) {
+            Ok(request) => answer(request, answerers).await,
             Err(err) => {
                 let (code, reason) = (
                     "BAD_REQUEST".into(),
                     format!("the request is not understood: {err}"),
                 );
-                write_line(&mut write, &Outcome::Refused { code, reason }).await?;
+                write_answer(&mut write, &Outcome::Refused { code, reason }).await?;
                 return Ok(());
             }
         };
-        write_line(&mut write, &outcome).await?;
+        match answer {
+            Answer::One(outcome) => write_answer(&mut write, &outcome).await?,
+            Answer::Pages(mut pages) => {
+                let mut ended = false;
+                while let Some(page) = pages.recv().await {
+                    ended = page.end.is_some();
+                    write_answer(&mut write, &Outcome::Page(page)).await?;
+                }
+                if !ended {
+                    // Somebody who waits for the rest has to know.
+                    return Ok(());
+                }
+            }
+        }
     }
 }
 
-async fn answer(
-    request: Request,
-    enroller: &Enroller,
-    explainer: &Explainer,
-    stop: &mpsc::Sender<()>,
-) -> Outcome {
+enum Answer {
+    One(Outcome),
+    Pages(mpsc::Receiver<Page>),
+}
+
+impl From<Outcome> for Answer {
+    fn from(outcome: Outcome) -> Self {
+        Self::One(outcome)
+    }
+}
+
+async fn answer(request: Request, answerers: &Answerers) -> Answer {
+    let Answerers {
+        enroller,
+        explainer,
+        inspector,
+        stop,
+        version,
+    } = answerers;
     let done = match request {
-        Request::Pods {} => return Outcome::Pods(enroller.pods().await),
+        Request::Pods {} => return Outcome::Pods(enroller.pods().await).into(),
         Request::Explain(question) => {
             return match explainer.explain(&enroller.known().await, &question) {
                 Ok(explanation) => Outcome::Explained(Box::new(explanation)),
@@ -244,6 +319,21 @@ async fn answer(
                     code: err.code().into(),
                     reason: err.to_string(),
                 },
+            }
+            .into();
+        }
+        Request::Status {} => {
+            let pods = glance(enroller.pods().await);
+            let status = Box::pin(inspector.status(version, pods)).await;
+            return Outcome::Status(Box::new(status)).into();
+        }
+        Request::List(list) => {
+            return match inspector.list(list).await {
+                Ok(pages) => Answer::Pages(pages),
+                Err(busy) => Answer::One(Outcome::Refused {
+                    code: "BUSY".into(),
+                    reason: busy.to_string(),
+                }),
             };
         }
         Request::Enroll {
@@ -278,6 +368,30 @@ async fn answer(
         Ok(changed) => Outcome::Done { changed },
         Err(err) => refused(&err),
     }
+    .into()
+}
+
+fn glance(pods: Vec<PodStatus>) -> PodsGlance {
+    let mut glance = PodsGlance::default();
+    for pod in pods {
+        match pod.state {
+            PodState::Captured => glance.captured += 1,
+            PodState::Leaving => glance.leaving += 1,
+            PodState::Defective => glance.add_defective(
+                format!("{}/{}", pod.namespace, pod.name),
+                pod.problem.unwrap_or_default(),
+            ),
+        }
+    }
+    glance
+}
+
+/// Nobody may keep an answer, and with it a place among the clients, by not reading it.
+async fn write_answer(
+    stream: &mut (impl tokio::io::AsyncWrite + Unpin),
+    outcome: &Outcome,
+) -> io::Result<()> {
+    timeout(READ_DEADLINE, write_line(stream, outcome)).await?
 }
 
 fn refused(err: &EnrollError) -> Outcome {

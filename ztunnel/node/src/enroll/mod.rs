@@ -12,7 +12,7 @@ mod table;
 use std::io;
 use std::path::PathBuf;
 
-pub use local_api::{ApiError, ApiListener, Outcome, Request, call};
+pub use local_api::{Answerers, ApiError, ApiListener, Outcome, Request, call, call_list};
 pub use table::{EnrollRequest, Enroller, PodState, PodStatus};
 
 use crate::capture::CaptureError;

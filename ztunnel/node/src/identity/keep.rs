@@ -42,6 +42,12 @@ impl Latest {
         self.failure.as_ref().map(|(error, _)| error)
     }
 
+    /// When the last one ends or ended, and what the requests since failed with.
+    pub(super) fn standing(&self) -> (Option<SystemTime>, Option<(Arc<FetchError>, Instant)>) {
+        let not_after = self.credential.as_ref().map(|one| one.not_after());
+        (not_after, self.failure.clone())
+    }
+
     /// Whether nothing can change before `until`: then waiting is of no use.
     pub(super) fn hopeless_before(&self, until: Instant) -> bool {
         matches!(self.failure, Some((_, next_try)) if next_try >= until)

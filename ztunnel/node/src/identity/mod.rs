@@ -15,6 +15,7 @@
 mod ca;
 mod csr;
 mod keep;
+mod list;
 mod queue;
 mod schedule;
 mod shown;
@@ -37,6 +38,7 @@ use crate::tls::{self, ChainError, Credential};
 
 use ca::{CertificateAuthority, Sign};
 use keep::{Latest, keep};
+pub use list::{CertificateState, CertificateStatus};
 use queue::{Queue, Ticket};
 pub use shown::KnownIdentity;
 

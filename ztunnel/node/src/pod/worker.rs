@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tracing::{error, warn};
 use ztunnel_mesh::name::{PodName, PodUid};
 
 use crate::capture::ListenerSet;
-use crate::connections::{Cut, Registry};
+use crate::connections::{Cut, Found, Registry, Wanted, find};
 use crate::inbound::{Inbound, InboundSettings, Offer};
 use crate::outbound::{Outbound, Resolver};
 use crate::own_pod::{OwnNode, OwnPod};
@@ -61,6 +61,11 @@ enum Command {
         uid: PodUid,
         deadline: Duration,
         done: oneshot::Sender<usize>,
+    },
+    /// Say which connections are open.
+    Find {
+        wanted: Arc<Wanted>,
+        done: oneshot::Sender<Found>,
     },
     /// The same for every pod.
     Stop {
@@ -144,6 +149,18 @@ impl Workers {
         drains.into_iter().sum()
     }
 
+    /// Which connections are open, on all workers.
+    pub async fn find(&self, wanted: Wanted) -> Found {
+        let wanted = Arc::new(wanted);
+        let found = self
+            .ask(|done| Command::Find {
+                wanted: Arc::clone(&wanted),
+                done,
+            })
+            .await;
+        wanted.merge(found)
+    }
+
     /// Ends every pod and the workers.
     pub async fn stop(&self, deadline: Duration) {
         self.ask(|done| Command::Stop { deadline, done }).await;
@@ -169,6 +186,8 @@ impl Workers {
 async fn work(mut commands: mpsc::Receiver<Command>, context: NodeContext) {
     let mut pods: HashMap<PodUid, Rc<ServedPod>> = HashMap::new();
     let mut daemon_pod = None;
+    // Also of pods that are leaving, for as long as they have connections.
+    let mut registries: Vec<Weak<Registry>> = Vec::new();
     let drains = TaskGroup::default();
     while let Some(command) = commands.recv().await {
         match command {
@@ -179,14 +198,21 @@ async fn work(mut commands: mpsc::Receiver<Command>, context: NodeContext) {
             } => {
                 let uid = pod.uid.clone();
                 match ServedPod::start(pod, listeners, ports, &context) {
-                    Ok(served) => drop(pods.insert(uid, Rc::new(served))),
+                    Ok(served) => {
+                        registries.retain(|registry| registry.strong_count() > 0);
+                        registries.push(Rc::downgrade(&served.connections));
+                        drop(pods.insert(uid, Rc::new(served)));
+                    }
                     Err(err) => {
                         error!(%uid, error = %err, "the pod's listeners cannot be served; its connections fail")
                     }
                 }
             }
             Command::StartDaemonPod(pod) => match ServedPod::start_daemon(pod, &context) {
-                Ok(served) => daemon_pod = Some(Rc::new(served)),
+                Ok(served) => {
+                    registries.push(Rc::downgrade(&served.connections));
+                    daemon_pod = Some(Rc::new(served));
+                }
                 Err(err) => {
                     error!(error = %err, "the daemon's metrics cannot be read through tunnels")
                 }
@@ -204,6 +230,13 @@ async fn work(mut commands: mpsc::Receiver<Command>, context: NodeContext) {
                     };
                     // Whoever asked may have given up.
                     let _ = done.send(cut);
+                });
+            }
+            Command::Find { wanted, done } => {
+                let registries: Vec<_> = registries.iter().filter_map(Weak::upgrade).collect();
+                drains.spawn_local(async move {
+                    let found = find(&registries, &wanted, || done.is_closed()).await;
+                    let _ = done.send(found);
                 });
             }
             Command::Stop { deadline, done } => {

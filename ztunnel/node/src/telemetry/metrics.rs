@@ -192,6 +192,13 @@ impl Metrics {
         }
     }
 
+    /// How many connections have ended, by reason.
+    #[must_use]
+    pub fn ended_by_reason(&self) -> Vec<u64> {
+        let sum = |row: &[ByReason; 2]| row.iter().map(|side| side.connections.get()).sum();
+        self.ended.iter().map(sum).collect()
+    }
+
     /// A connection can carry bytes now.
     pub fn connected(&self, direction: Direction, after: Duration) {
         self.connect_seconds[direction as usize].observe(after.as_secs_f64());

@@ -57,11 +57,11 @@ impl From<Baggage<'_>> for Party {
 
 /// What labels and log lines say about a party; empty is "not known".
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Named<'a> {
+pub(crate) struct Named<'a> {
     /// The pod, or whatever stands for it.
-    pub(super) name: &'a str,
-    pub(super) workload: &'a str,
-    pub(super) namespace: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) workload: &'a str,
+    pub(crate) namespace: &'a str,
     pub(super) canonical_name: &'a str,
     pub(super) canonical_revision: &'a str,
     pub(super) app: &'a str,
@@ -71,7 +71,7 @@ pub(super) struct Named<'a> {
 }
 
 impl Party {
-    pub(super) fn named(&self) -> Named<'_> {
+    pub(crate) fn named(&self) -> Named<'_> {
         match self {
             Self::Unknown => Named::default(),
             Self::Workload(workload) => Named {

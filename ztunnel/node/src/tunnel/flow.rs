@@ -86,9 +86,11 @@ impl Backlog {
     /// Half of the room is used up only if a stream has its part of that half.
     fn note_begun(&self, flow: &FlowControl) {
         let mut driver = self.0.driver.borrow_mut();
-        if driver.is_some() && flow.used_capacity() >= self.0.room.get() as usize / 2 / self.open()
+        let part = self.0.room.get() as usize / 2 / self.open().max(1);
+        if flow.used_capacity() >= part
+            && let Some(driver) = driver.take()
         {
-            driver.take().map(Waker::wake);
+            driver.wake();
         }
     }
 

@@ -93,10 +93,9 @@ impl ConfigDump {
             config: self.sources.config(),
             version: self.sources.version(),
         };
-        let pieces = pieces(self.mesh.load(), rest).map(move |piece| {
-            // As long as it is being made.
+        let pieces = pieces(self.mesh.load(), rest).inspect(move |_| {
+            // Kept as long as it is being made.
             let _ = &turn;
-            piece
         });
         let mut response = Response::new(Body::Pieces(Box::new(pieces)));
         let json = HeaderValue::from_static("application/json");
