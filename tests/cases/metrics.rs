@@ -104,6 +104,15 @@ fn a_connection_is_counted_by_both_nodes_under_the_names_that_dashboards_know() 
         }
     }
     let (_, text) = scrape(lab.node("node2"), "/stats/prometheus");
+    let certificate = [("identity", far.identity())];
+    let left = value(&text, "ztunnel_certificate_seconds_left", &certificate);
+    assert!(left.is_some_and(|left| left > 3600.0), "{text}");
+    let reserved = value(
+        &text,
+        "ztunnel_tunnel_memory_bytes",
+        &[("what", "reserved")],
+    );
+    assert!(reserved.is_some_and(|bytes| bytes > 0.0), "{text}");
     assert_eq!(value(&text, "ztunnel_tunnels_served", &[]), Some(1.0));
 }
 

@@ -54,9 +54,10 @@ impl Sources for Daemon {
 
 /// One that is there counts, whatever has become of its renewal.
 fn certificate_set(known: KnownIdentity) -> CertificateSet {
-    let state = match (known.credential, known.failure) {
+    let accepted = known.seconds_left().is_some_and(|left| left > 0);
+    let state = match (known.credential.filter(|_| accepted), known.failure) {
         (Some(credential), _) => CertificateState::Available(credential),
-        (None, Some(failure)) => CertificateState::Unavailable(chain(&*failure)),
+        (None, Some((failure, _))) => CertificateState::Unavailable(chain(&*failure)),
         (None, None) => CertificateState::Initializing,
     };
     CertificateSet {

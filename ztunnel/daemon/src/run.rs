@@ -15,7 +15,7 @@ use ztunnel_node::capture::{NodeCapture, NodeClaim};
 use ztunnel_node::discovery::{self, DiscoveryConfig, Link};
 use ztunnel_node::enroll::{self, Answerers, ApiListener, Enroller};
 use ztunnel_node::explain::Explainer;
-use ztunnel_node::identity::{CaConfig, Identities};
+use ztunnel_node::identity::{CaConfig, Identities, KnownIdentity};
 use ztunnel_node::inspect::Inspector;
 use ztunnel_node::outbound::{Resolver, ResolverConfig};
 use ztunnel_node::own_pod::OwnNode;
@@ -155,6 +155,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
         tls,
     };
     let identities = Identities::new(ca, tasks.clone(), shutdown.clone());
+    count_certificates(&telemetry.metrics, identities.clone());
 
     let names = ResolverConfig {
         resolv_conf: RESOLV_CONF.into(),
@@ -260,6 +261,22 @@ fn telemetry(version: &str, log: Log) -> Telemetry {
         warn!(%error, "dropped log lines are not counted");
     }
     Telemetry::new(metrics, log)
+}
+
+fn count_certificates(metrics: &Metrics, identities: Identities) {
+    let gauges = Gauges::new(
+        "ztunnel_certificate_seconds_left",
+        "Until peers stop accepting the certificate of an identity; negative when they have.",
+        "identity",
+        move || {
+            let known = identities.known().into_iter();
+            let left = |one: KnownIdentity| Some((one.identity.to_string(), one.seconds_left()?));
+            known.filter_map(left).collect()
+        },
+    );
+    if let Err(error) = metrics.register(gauges) {
+        warn!(%error, "what is left of certificates is not told");
+    }
 }
 
 fn count_tunnel_memory(metrics: &Metrics, memory: Budget) {

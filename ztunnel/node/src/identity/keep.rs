@@ -37,15 +37,14 @@ impl Latest {
             .cloned()
     }
 
-    /// Why the last request failed, unless one has succeeded since.
-    pub(super) fn failure(&self) -> Option<&Arc<FetchError>> {
-        self.failure.as_ref().map(|(error, _)| error)
+    /// The last certificate, which may have expired.
+    pub(super) fn last(&self) -> Option<&Arc<Credential>> {
+        self.credential.as_ref()
     }
 
-    /// When the last one ends or ended, and what the requests since failed with.
-    pub(super) fn standing(&self) -> (Option<SystemTime>, Option<(Arc<FetchError>, Instant)>) {
-        let not_after = self.credential.as_ref().map(|one| one.not_after());
-        (not_after, self.failure.clone())
+    /// What the requests since failed with, and when the next one is.
+    pub(super) fn failure(&self) -> Option<&(Arc<FetchError>, Instant)> {
+        self.failure.as_ref()
     }
 
     /// Whether nothing can change before `until`: then waiting is of no use.

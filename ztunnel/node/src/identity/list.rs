@@ -1,13 +1,15 @@
 //! The certificates of this node, for those who look at it.
 
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use ztunnel_mesh::name::Identity;
 
-use super::Identities;
+use super::{FetchError, Identities};
 use crate::telemetry::chain;
+use crate::tls::Credential;
 
 /// How things stand with the certificate of one identity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,43 +62,73 @@ impl CertificateState {
     }
 }
 
+/// One identity and what became of its certificate.
+#[derive(Clone, Debug)]
+pub struct KnownIdentity {
+    pub identity: Identity,
+    /// Its last certificate, which may have expired.
+    pub credential: Option<Arc<Credential>>,
+    /// Why the last request failed, unless one has succeeded since, and when the next is.
+    pub failure: Option<(Arc<FetchError>, Instant)>,
+    /// Whether a pod of this node has it.
+    pub in_use: bool,
+}
+
+impl KnownIdentity {
+    /// Until peers stop accepting its certificate; negative when they have.
+    #[must_use]
+    pub fn seconds_left(&self) -> Option<i64> {
+        let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        let ends = self.credential.as_ref()?.not_after();
+        Some(match ends.duration_since(SystemTime::now()) {
+            Ok(left) => seconds(left),
+            Err(past) => -seconds(past.duration()),
+        })
+    }
+
+    fn status(&self) -> CertificateStatus {
+        let left = self.seconds_left();
+        let state = match (left, &self.failure) {
+            (Some(left), None) if left > 0 => CertificateState::Valid,
+            (Some(left), Some(_)) if left > 0 => CertificateState::RenewalFailing,
+            (Some(_), _) => CertificateState::Expired,
+            (None, Some(_)) => CertificateState::Failing,
+            (None, None) => CertificateState::Pending,
+        };
+        let failure = self.failure.as_ref();
+        CertificateStatus {
+            identity: self.identity.to_string(),
+            state,
+            seconds_left: left,
+            failure: failure.map(|(error, _)| chain(&**error)),
+            next_try_seconds: failure
+                .map(|(_, at)| at.saturating_duration_since(Instant::now()).as_secs()),
+            in_use: self.in_use,
+        }
+    }
+}
+
 impl Identities {
-    /// All of them, the worst first.
+    /// All of them, in no order.
+    #[must_use]
+    pub fn known(&self) -> Vec<KnownIdentity> {
+        let table = self.shared.table();
+        let known = table.known.iter().map(|(identity, known)| {
+            let latest = known.latest.borrow();
+            KnownIdentity {
+                identity: identity.clone(),
+                credential: latest.last().cloned(),
+                failure: latest.failure().cloned(),
+                in_use: known.holds > 0,
+            }
+        });
+        known.collect()
+    }
+
+    /// How things stand with all of them, the worst first.
     #[must_use]
     pub fn list(&self) -> Vec<CertificateStatus> {
-        let known: Vec<_> = {
-            let table = self.shared.table();
-            let known = table.known.iter();
-            known
-                .map(|(identity, known)| (identity.clone(), known.holds, known.latest.clone()))
-                .collect()
-        };
-        let now = SystemTime::now();
-        let status = |(identity, holds, latest): (Identity, usize, _)| {
-            let latest: tokio::sync::watch::Receiver<super::Latest> = latest;
-            let (not_after, failure) = latest.borrow().standing();
-            let left = not_after.map(|end| match end.duration_since(now) {
-                Ok(left) => i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-                Err(past) => -i64::try_from(past.duration().as_secs()).unwrap_or(i64::MAX),
-            });
-            let state = match (left, &failure) {
-                (Some(left), None) if left > 0 => CertificateState::Valid,
-                (Some(left), Some(_)) if left > 0 => CertificateState::RenewalFailing,
-                (Some(_), _) => CertificateState::Expired,
-                (None, Some(_)) => CertificateState::Failing,
-                (None, None) => CertificateState::Pending,
-            };
-            CertificateStatus {
-                identity: identity.to_string(),
-                state,
-                seconds_left: left,
-                failure: failure.as_ref().map(|(error, _)| chain(&**error)),
-                next_try_seconds: failure
-                    .map(|(_, at)| at.saturating_duration_since(Instant::now()).as_secs()),
-                in_use: holds > 0,
-            }
-        };
-        let mut list: Vec<_> = known.into_iter().map(status).collect();
+        let mut list: Vec<_> = self.known().iter().map(KnownIdentity::status).collect();
         list.sort_by(|a, b| (a.state, &a.identity).cmp(&(b.state, &b.identity)));
         list
     }

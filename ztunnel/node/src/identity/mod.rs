@@ -18,7 +18,6 @@ mod keep;
 mod list;
 mod queue;
 mod schedule;
-mod shown;
 mod turn;
 
 use std::collections::HashMap;
@@ -38,9 +37,8 @@ use crate::tls::{self, ChainError, Credential};
 
 use ca::{CertificateAuthority, Sign};
 use keep::{Latest, keep};
-pub use list::{CertificateState, CertificateStatus};
+pub use list::{CertificateState, CertificateStatus, KnownIdentity};
 use queue::{Queue, Ticket};
-pub use shown::KnownIdentity;
 
 /// How long a connection waits for its pod's first certificate.
 pub const WAIT: Duration = Duration::from_secs(5);
