@@ -1,11 +1,15 @@
 //! Values that are kept elsewhere, read when somebody scrapes.
 
+use std::collections::HashMap;
+
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, IntGauge, IntGaugeVec, Opts};
 
 /// A family of gauges, made anew for every scrape: what is gone leaves no series behind.
 pub struct Gauges<F> {
+    /// By which the registry tells collectors apart.
+    desc: Desc,
     name: &'static str,
     help: &'static str,
     label: &'static str,
@@ -17,13 +21,23 @@ where
     F: Fn() -> Vec<(String, i64)> + Send + Sync,
 {
     /// `read` says all values and the label of each.
-    pub fn new(name: &'static str, help: &'static str, label: &'static str, read: F) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// When the name, the help or the label cannot be exposed.
+    pub fn new(
+        name: &'static str,
+        help: &'static str,
+        label: &'static str,
+        read: F,
+    ) -> prometheus::Result<Self> {
+        let labels = vec![label.to_owned()];
+        Ok(Self {
+            desc: Desc::new(name.into(), help.into(), labels, HashMap::new())?,
             name,
             help,
             label,
             read,
-        }
+        })
     }
 }
 
@@ -32,7 +46,7 @@ where
     F: Fn() -> Vec<(String, i64)> + Send + Sync,
 {
     fn desc(&self) -> Vec<&Desc> {
-        Vec::new()
+        vec![&self.desc]
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
@@ -48,20 +62,30 @@ where
 
 /// A counter that somebody else counts.
 pub struct CounterOf<F> {
+    desc: Desc,
     name: &'static str,
     help: &'static str,
     read: F,
 }
 
 impl<F: Fn() -> u64 + Send + Sync> CounterOf<F> {
-    pub fn new(name: &'static str, help: &'static str, read: F) -> Self {
-        Self { name, help, read }
+    /// `read` says how many.
+    ///
+    /// # Errors
+    /// When the name or the help cannot be exposed.
+    pub fn new(name: &'static str, help: &'static str, read: F) -> prometheus::Result<Self> {
+        Ok(Self {
+            desc: Desc::new(name.into(), help.into(), Vec::new(), HashMap::new())?,
+            name,
+            help,
+            read,
+        })
     }
 }
 
 impl<F: Fn() -> u64 + Send + Sync> Collector for CounterOf<F> {
     fn desc(&self) -> Vec<&Desc> {
-        Vec::new()
+        vec![&self.desc]
     }
 
     fn collect(&self) -> Vec<MetricFamily> {

@@ -178,8 +178,11 @@ impl Metrics {
     ///
     /// # Errors
     /// When such a metric is there already.
-    pub fn register(&self, collector: impl Collector + 'static) -> prometheus::Result<()> {
-        self.registry.register(Box::new(collector))
+    pub fn register<C: Collector + 'static>(
+        &self,
+        collector: prometheus::Result<C>,
+    ) -> prometheus::Result<()> {
+        self.registry.register(Box::new(collector?))
     }
 
     /// A connection has ended.
