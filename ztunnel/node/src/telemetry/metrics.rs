@@ -10,7 +10,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
-use prometheus::proto::MetricFamily;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
@@ -213,12 +212,6 @@ impl Metrics {
         // It only fails for families without a metric, which are not gathered.
         let _ = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text);
         std::iter::once(Bytes::from(text)).chain(self.traffic.expose())
-    }
-
-    /// The families that are not traffic.
-    #[must_use]
-    pub fn gather(&self) -> Vec<MetricFamily> {
-        self.registry.gather()
     }
 }
 

@@ -38,8 +38,6 @@ pub use traffic::Traffic;
 pub struct Telemetry {
     pub metrics: Arc<Metrics>,
     pub log: Log,
-    /// The share of connections that ended well that is told about, of 2^32.
-    pub told_successes: u64,
 }
 
 impl Telemetry {
@@ -51,9 +49,7 @@ impl Telemetry {
         ended.opened = traffic.is_counted();
         let bytes = ended.bytes_sent + ended.bytes_received;
         metrics.ended(ended.direction, ended.reason, bytes);
-        let chosen =
-            !ended.reason.is_success() || self.told_successes > u64::from(rand::random::<u32>());
-        if chosen && tells(Ended::level(ended.reason, ended.opened)) {
+        if tells(Ended::level(ended.reason, ended.opened)) {
             self.log.connection(ended);
         }
     }
@@ -61,11 +57,7 @@ impl Telemetry {
     /// All connections are told about.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, log: Log) -> Self {
-        Self {
-            metrics,
-            log,
-            told_successes: 1 << 32,
-        }
+        Self { metrics, log }
     }
 }
 

@@ -94,6 +94,14 @@ impl Backlog {
         }
     }
 
+    /// Who has looked after the windows just now.
+    fn note_driver(&self, driver: &Waker) {
+        let mut known = self.0.driver.borrow_mut();
+        if !known.as_ref().is_some_and(|known| known.will_wake(driver)) {
+            *known = Some(driver.clone());
+        }
+    }
+
     fn note_released(&self, len: usize) {
         let released = &self.0.released;
         released.set(released.get() + len as u64);
@@ -220,7 +228,7 @@ impl Windows {
     /// be called whenever the connection has done something.
     pub(super) fn adapt(&mut self, connection: &mut impl Windowed, driver: &Waker) -> bool {
         self.account();
-        self.backlog.0.driver.replace(Some(driver.clone()));
+        self.backlog.note_driver(driver);
         if self.backlog.0.slow.borrow().is_empty() && self.is_settled() {
             return false;
         }
