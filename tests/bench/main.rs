@@ -47,6 +47,9 @@ struct Cli {
     /// Run everything on one processor: shows the length of the path.
     #[arg(long)]
     one_cpu: bool,
+    /// Only the scenarios whose names contain this, and no idle connections: to work with a profiler.
+    #[arg(long)]
+    only: Option<String>,
     /// Directory for the report.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -80,6 +83,9 @@ fn bench(cli: &Cli) -> Result<bool> {
     };
     plan.rounds = cli.rounds.map_or(plan.rounds, usize::from);
     plan.one_cpu = cli.one_cpu;
+    if let Some(text) = &cli.only {
+        plan.keep(text)?;
+    }
     if cli.one_cpu {
         stay_on_one_cpu()?;
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lab::load::Load;
+use lab::{LabError, Result};
 use serde::Serialize;
 
 /// Body of a keep-alive answer: small, so that what a proxy does for each request is what counts.
@@ -99,6 +100,21 @@ impl Plan {
             control: false,
             ..Self::full()
         }
+    }
+
+    /// Leaves only the scenarios whose names contain `text`.
+    pub(crate) fn keep(&mut self, text: &str) -> Result<()> {
+        self.scenarios
+            .retain(|scenario| scenario.name().contains(text));
+        self.idle.clear();
+        if self.scenarios.is_empty() {
+            let names: Vec<String> = ALL.iter().map(|scenario| scenario.name()).collect();
+            let names = names.join("; ");
+            return Err(LabError::new(format!(
+                "no scenario has {text:?} in its name; there are: {names}"
+            )));
+        }
+        Ok(())
     }
 }
 
