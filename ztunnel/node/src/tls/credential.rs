@@ -100,6 +100,8 @@ impl Credential {
         client.alpn_protocols = vec![ALPN.to_vec()];
         client.enable_sni = false;
         client.resumption = rustls::client::Resumption::disabled();
+        // For our own records: see `stream`. They stay in this process.
+        client.enable_secret_extraction = true;
 
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)
@@ -112,6 +114,7 @@ impl Credential {
         server.alpn_protocols = vec![ALPN.to_vec()];
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
+        server.enable_secret_extraction = true;
         // Others put AES-256 first. Both are safe, and ours is the faster one.
         server.ignore_client_order = true;
 
@@ -178,7 +181,7 @@ impl Credential {
     /// When that has happened since the handshake, or there are too many sessions to watch.
     pub fn watch_server(
         &self,
-        certs: Option<&[CertificateDer<'static>]>,
+        certs: &[CertificateDer<'static>],
     ) -> Result<RevocationWatch, HandshakeError> {
         self.watch(certs, Usage::Server)
     }
@@ -189,17 +192,16 @@ impl Credential {
     /// As [`Credential::watch_server`].
     pub fn watch_client(
         &self,
-        certs: Option<&[CertificateDer<'static>]>,
+        certs: &[CertificateDer<'static>],
     ) -> Result<RevocationWatch, HandshakeError> {
         self.watch(certs, Usage::Client)
     }
 
     fn watch(
         &self,
-        certs: Option<&[CertificateDer<'static>]>,
+        certs: &[CertificateDer<'static>],
         usage: Usage,
     ) -> Result<RevocationWatch, HandshakeError> {
-        let certs = certs.unwrap_or_default();
         self.context.watch(certs, &self.roots, usage)
     }
 

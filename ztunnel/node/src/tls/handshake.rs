@@ -5,17 +5,20 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::client::UnbufferedClientConnection;
+use rustls::server::UnbufferedServerConnection;
 use rustls::{
-    CertificateError, CipherSuite, ClientConfig, CommonState, OtherError, ProtocolVersion,
-    ServerConfig,
+    CertificateError, CipherSuite, ClientConfig, CommonState, HandshakeKind, OtherError,
+    ProtocolVersion, ServerConfig,
 };
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use ztunnel_mesh::reason::Reason;
 
 use super::live::MAX_SESSIONS;
+use super::shaking::{Shaking, invalid};
+use super::stream::TlsStream;
 use super::verify::WrongIdentity;
 
 /// How long a refused client has to read why.
@@ -99,6 +102,16 @@ pub fn is_rejection(error: &io::Error) -> bool {
     )
 }
 
+/// What a handshake has made.
+pub struct Established<IO> {
+    pub stream: TlsStream<IO>,
+    pub negotiated: Negotiated,
+    /// The peer's certificates, its own first.
+    pub peer: Vec<CertificateDer<'static>>,
+    /// Whether it took another round trip.
+    pub kind: Option<HandshakeKind>,
+}
+
 /// Performs the client's half of a handshake.
 ///
 /// # Errors
@@ -107,12 +120,16 @@ pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
     config: Arc<ClientConfig>,
     stream: IO,
     deadline: Duration,
-) -> Result<client::TlsStream<IO>, HandshakeError> {
+) -> Result<Established<IO>, HandshakeError> {
     // rustls wants a name; it is neither sent nor checked.
     let nobody = ServerName::from(Ipv4Addr::UNSPECIFIED);
-    timeout(deadline, TlsConnector::from(config).connect(nobody, stream))
+    let connection = UnbufferedClientConnection::new(config, nobody);
+    let connection = connection.map_err(|err| HandshakeError::Failed(invalid(err)))?;
+    let mut shaking = Shaking::new(connection, stream);
+    timeout(deadline, shaking.run())
         .await
         .map_err(|_| HandshakeError::Timeout { after: deadline })?
+        .and_then(|()| shaking.establish())
         .map_err(HandshakeError::Failed)
 }
 
@@ -125,20 +142,24 @@ pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
     config: Arc<ServerConfig>,
     stream: IO,
     deadline: Duration,
-) -> Result<server::TlsStream<IO>, HandshakeError> {
-    let accepting = TlsAcceptor::from(config).accept(stream).into_fallible();
-    let (error, mut stream) = match timeout(deadline, accepting).await {
-        Ok(Ok(stream)) => return Ok(stream),
-        Ok(Err(refused)) => refused,
-        Err(_) => return Err(HandshakeError::Timeout { after: deadline }),
-    };
-    let linger = async {
-        stream.shutdown().await?;
-        tokio::io::copy(&mut stream.take(MAX_LINGER_BYTES), &mut tokio::io::sink()).await
-    };
-    // The client may be gone already; it was refused in any case.
-    drop(timeout(LINGER, linger).await);
-    Err(HandshakeError::Failed(error))
+) -> Result<Established<IO>, HandshakeError> {
+    let connection = UnbufferedServerConnection::new(config);
+    let connection = connection.map_err(|err| HandshakeError::Failed(invalid(err)))?;
+    let mut shaking = Shaking::new(connection, stream);
+    let done = timeout(deadline, shaking.run())
+        .await
+        .map_err(|_| HandshakeError::Timeout { after: deadline })?;
+    if let Err(error) = done {
+        let linger = async {
+            shaking.io.shutdown().await?;
+            let rest = (&mut shaking.io).take(MAX_LINGER_BYTES);
+            tokio::io::copy(&mut { rest }, &mut tokio::io::sink()).await
+        };
+        // The client may be gone already; it was refused in any case.
+        drop(timeout(LINGER, linger).await);
+        return Err(HandshakeError::Failed(error));
+    }
+    shaking.establish().map_err(HandshakeError::Failed)
 }
 
 /// What a handshake agreed on, in the names of the standards.
@@ -151,7 +172,7 @@ pub struct Negotiated {
 
 /// Reads what a finished handshake agreed on.
 #[must_use]
-pub fn negotiated(conn: &CommonState) -> Negotiated {
+pub(super) fn negotiated(conn: &CommonState) -> Negotiated {
     let unknown = "unknown";
     Negotiated {
         version: match conn.protocol_version() {

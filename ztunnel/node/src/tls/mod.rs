@@ -6,6 +6,7 @@
 //! certificate, and nothing but the peer's certificates is parsed for a connection. Absent on purpose: server names
 //! (SNI and DNS checks), session resumption and tickets, early data, OCSP.
 
+mod buffer;
 mod chain;
 mod context;
 mod credential;
@@ -13,7 +14,11 @@ mod crl_file;
 mod handshake;
 mod live;
 mod provider;
+mod record;
 mod revocation;
+mod session;
+mod shaking;
+mod stream;
 mod trust;
 mod verified;
 mod verify;
@@ -23,12 +28,13 @@ pub use context::Context;
 pub use credential::{Credential, PrivateKey};
 pub use crl_file::CrlFile;
 pub use handshake::{
-    HandshakeError, Negotiated, accept, connect, failure_reason, is_rejection, negotiated,
+    Established, HandshakeError, Negotiated, accept, connect, failure_reason, is_rejection,
 };
 pub use live::RevocationWatch;
 pub use provider::Options;
 pub(crate) use provider::provider;
 pub use revocation::{RevocationListError, RevocationLists};
+pub use stream::TlsStream;
 pub use verify::{WrongIdentity, peer_identity};
 
 #[cfg(test)]

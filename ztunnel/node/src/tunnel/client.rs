@@ -16,7 +16,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
-use tokio_rustls::client::TlsStream;
 use tracing::debug;
 use ztunnel_mesh::addr::HboneAddr;
 use ztunnel_mesh::name::{Identity, Principal};
@@ -29,7 +28,9 @@ use super::keepalive::{Beat, Keepalive};
 use super::settings::TunnelSettings;
 use super::stream::io_error;
 use crate::task::Shutdown;
-use crate::tls::{self, Credential, HandshakeError, Negotiated, RevocationWatch};
+use crate::tls::{
+    self, Credential, Established, HandshakeError, Negotiated, RevocationWatch, TlsStream,
+};
 
 /// Why there is no tunnel to a peer.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +93,15 @@ pub struct TunnelFacts {
     /// Whom the peer proved to be.
     pub peer: Option<Principal>,
     pub tls: Negotiated,
+}
+
+impl TunnelFacts {
+    pub(super) fn new<IO>(tls: &Established<IO>) -> Self {
+        Self {
+            peer: tls::peer_identity(&tls.peer).map(Principal::from),
+            tls: tls.negotiated,
+        }
+    }
 }
 
 /// An outgoing tunnel, alive as long as the pool or a stream refers to it.
@@ -278,21 +288,12 @@ pub(super) async fn handshake<IO: Io>(
 ) -> Result<(Rc<Tunnel>, Driver<IO>), DialError> {
     let no_tls = |source| DialError::Tls { peer, source };
     let config = credential.client_config(expected);
-    let stream = tls::connect(config, io, settings.handshake_timeout)
+    let tls = tls::connect(config, io, settings.handshake_timeout)
         .await
         .map_err(no_tls)?;
-    let (_, session) = stream.get_ref();
-    let revocation = credential
-        .watch_server(session.peer_certificates())
-        .map_err(no_tls)?;
-    let facts = TunnelFacts {
-        peer: session
-            .peer_certificates()
-            .and_then(tls::peer_identity)
-            .map(Principal::from),
-        tls: tls::negotiated(session),
-    };
-    let handshake = settings.client().handshake(stream);
+    let revocation = credential.watch_server(&tls.peer).map_err(no_tls)?;
+    let facts = TunnelFacts::new(&tls);
+    let handshake = settings.client().handshake(tls.stream);
     let (requests, mut connection) = timeout(settings.handshake_timeout, handshake)
         .await
         .map_err(|_| io::ErrorKind::TimedOut.into())

@@ -11,9 +11,7 @@ use h2::RecvStream;
 use h2::server::{Connection, SendResponse};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::server::TlsStream;
 use ztunnel_hbone::{Answer, Asked, BadConnect, Baggage, ErrorCode, Refusal};
-use ztunnel_mesh::name::Principal;
 use ztunnel_mesh::reason::Reason;
 
 use super::client::TunnelFacts;
@@ -24,7 +22,7 @@ use super::settings::TunnelSettings;
 use super::stream::{Stream, far_error, io_error};
 use crate::relay::FarError;
 use crate::task::Shutdown;
-use crate::tls::{self, Credential, HandshakeError, RevocationWatch};
+use crate::tls::{self, Credential, HandshakeError, RevocationWatch, TlsStream};
 
 /// How long a client that is cut off has to take the news.
 const LAST_WORD: Duration = Duration::from_secs(1);
@@ -83,21 +81,14 @@ pub async fn accept(
     settings: &TunnelSettings,
 ) -> Result<Incoming, AcceptError> {
     let after = settings.handshake_timeout;
-    let stream = tls::accept(credential.server_config(), tcp, after)
+    let tls = tls::accept(credential.server_config(), tcp, after)
         .await
         .map_err(AcceptError::Tls)?;
-    let (_, session) = stream.get_ref();
     let revocation = credential
-        .watch_client(session.peer_certificates())
+        .watch_client(&tls.peer)
         .map_err(AcceptError::Tls)?;
-    let facts = TunnelFacts {
-        peer: session
-            .peer_certificates()
-            .and_then(tls::peer_identity)
-            .map(Principal::from),
-        tls: tls::negotiated(session),
-    };
-    let mut connection = timeout(after, settings.server().handshake(stream))
+    let facts = TunnelFacts::new(&tls);
+    let mut connection = timeout(after, settings.server().handshake(tls.stream))
         .await
         .map_err(|_| AcceptError::Silent { after })?
         .map_err(|err| AcceptError::Http2(io_error(err)))?;

@@ -1,4 +1,4 @@
-mod negotiation;
+pub(super) mod negotiation;
 mod revocation;
 
 use std::io;
@@ -71,30 +71,21 @@ async fn handshake(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Outc
     let (near, far) = tokio::io::duplex(64 * 1024);
     let mut kind = None;
     let client = async {
-        let mut stream = match connect(client, near, DEADLINE).await {
-            Ok(stream) => stream,
+        let mut tls = match connect(client, near, DEADLINE).await {
+            Ok(tls) => tls,
             Err(HandshakeError::Failed(error)) => return Err(error),
             Err(error) => panic!("{error}"),
         };
-        kind = stream.get_ref().1.handshake_kind();
+        kind = tls.kind;
         // In TLS 1.3 the client is done before the server has seen its certificate.
-        assert_eq!(stream.read_u8().await?, b'!');
-        let tls = stream.get_ref().1;
-        assert_eq!(tls.alpn_protocol(), Some(&b"h2"[..]));
-        Ok((
-            peer_identity(tls.peer_certificates().unwrap_or_default()),
-            negotiated(tls),
-        ))
+        assert_eq!(tls.stream.read_u8().await?, b'!');
+        Ok((peer_identity(&tls.peer), tls.negotiated))
     };
     let server = async {
-        let mut stream = accept(server, far, DEADLINE).await?;
-        stream.write_u8(b'!').await.unwrap();
-        stream.flush().await.unwrap();
-        let tls = stream.get_ref().1;
-        Ok((
-            peer_identity(tls.peer_certificates().unwrap_or_default()),
-            negotiated(tls),
-        ))
+        let mut tls = accept(server, far, DEADLINE).await?;
+        tls.stream.write_u8(b'!').await.unwrap();
+        tls.stream.flush().await.unwrap();
+        Ok((peer_identity(&tls.peer), tls.negotiated))
     };
     let (client, server) = tokio::join!(client, server);
     Outcome {
@@ -334,13 +325,15 @@ async fn second_connection_is_a_full_handshake() {
     let ca = TestCa::new("one");
     let client = ca.credential(WEB).client_config(expected(&[DB]));
     let server = ca.credential(DB).server_config();
+    let nobody = ServerName::from(std::net::Ipv4Addr::UNSPECIFIED);
     for _ in 0..2 {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let (client, server) = tokio::join!(
-            connect(client.clone(), near, DEADLINE),
+            TlsConnector::from(client.clone()).connect(nobody.clone(), near),
             accept(server.clone(), far, DEADLINE)
         );
         let (mut client, server) = (client.unwrap(), server.unwrap());
+        assert_eq!(client.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
         assert_eq!(
             client.get_ref().1.handshake_kind(),
             Some(rustls::HandshakeKind::Full)
@@ -358,7 +351,7 @@ async fn silent_peer_runs_into_the_deadline() {
     let ca = TestCa::new("one");
     let (near, _far): (DuplexStream, DuplexStream) = tokio::io::duplex(64 * 1024);
     let client = ca.credential(WEB).client_config(expected(&[DB]));
-    let error = connect(client, near, DEADLINE).await.unwrap_err();
+    let error = connect(client, near, DEADLINE).await.map(drop).unwrap_err();
     assert!(matches!(error, HandshakeError::Timeout { after } if after == DEADLINE));
     assert_eq!(error.reason(), Reason::PeerTlsFailed);
 }

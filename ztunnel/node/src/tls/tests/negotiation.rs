@@ -9,10 +9,10 @@ use rustls::{HandshakeKind, SupportedCipherSuite, SupportedProtocolVersion};
 use super::*;
 
 /// A peer with other cryptography than ours.
-struct Other {
-    suites: Vec<SupportedCipherSuite>,
-    groups: Vec<&'static dyn SupportedKxGroup>,
-    versions: Vec<&'static SupportedProtocolVersion>,
+pub(in crate::tls) struct Other {
+    pub(in crate::tls) suites: Vec<SupportedCipherSuite>,
+    pub(in crate::tls) groups: Vec<&'static dyn SupportedKxGroup>,
+    pub(in crate::tls) versions: Vec<&'static SupportedProtocolVersion>,
 }
 
 impl Default for Other {
@@ -27,7 +27,7 @@ impl Default for Other {
 }
 
 impl Other {
-    fn tls12(suite: SupportedCipherSuite) -> Self {
+    pub(in crate::tls) fn tls12(suite: SupportedCipherSuite) -> Self {
         Self {
             suites: vec![suite],
             versions: vec![&TLS12],
@@ -61,7 +61,7 @@ impl Other {
         )
     }
 
-    fn client(&self, ca: &TestCa) -> Arc<ClientConfig> {
+    pub(in crate::tls) fn client(&self, ca: &TestCa) -> Arc<ClientConfig> {
         let ours = ca.credential(WEB).client_config(expected(&[DB]));
         let verifier = verify::ExpectedServer::new(self.roots(ca), expected(&[DB]));
         let mut config = ClientConfig::builder_with_provider(self.provider())
@@ -71,10 +71,12 @@ impl Other {
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(ours.client_auth_cert_resolver.clone());
         config.alpn_protocols = vec![b"h2".to_vec()];
+        // It runs on our own streams.
+        config.enable_secret_extraction = true;
         Arc::new(config)
     }
 
-    fn server(&self, ca: &TestCa) -> Arc<ServerConfig> {
+    pub(in crate::tls) fn server(&self, ca: &TestCa) -> Arc<ServerConfig> {
         let ours = ca.credential(DB).server_config();
         let verifier = verify::TrustDomainClient::new(self.roots(ca), "cluster.local".into());
         let mut config = ServerConfig::builder_with_provider(self.provider())
@@ -83,6 +85,8 @@ impl Other {
             .with_client_cert_verifier(Arc::new(verifier))
             .with_cert_resolver(ours.cert_resolver.clone());
         config.alpn_protocols = vec![b"h2".to_vec()];
+        // It runs on our own streams.
+        config.enable_secret_extraction = true;
         Arc::new(config)
     }
 }

@@ -179,10 +179,10 @@ async fn live_sessions_with_revoked_peers_end_and_no_others() {
     let own = ca.credential_in(&context, WEB);
     let (bad, good) = (shown(&ca, DB, 1), shown(&ca, DB, 2));
     let mut sessions = [
-        own.watch_server(Some(&bad)).unwrap(),
-        own.watch_client(Some(&bad)).unwrap(),
-        own.watch_server(Some(&good)).unwrap(),
-        own.watch_client(Some(&good)).unwrap(),
+        own.watch_server(&bad).unwrap(),
+        own.watch_client(&bad).unwrap(),
+        own.watch_server(&good).unwrap(),
+        own.watch_client(&good).unwrap(),
     ];
     // A root that is dropped ends nobody, and protects nobody.
     let other = TestCa::new("two");
@@ -190,7 +190,7 @@ async fn live_sessions_with_revoked_peers_end_and_no_others() {
     *chain.last_mut().unwrap() = other.root.clone();
     let renewed = Credential::from_chain(&WEB.parse().unwrap(), &key, &chain, &context).unwrap();
     drop(own);
-    let gone = renewed.watch_server(Some(&bad)).unwrap();
+    let gone = renewed.watch_server(&bad).unwrap();
     drop(gone);
 
     assert_eq!(context.set_revocation_lists(lists(&[ca.revoke(&[])])), 0);
@@ -231,6 +231,6 @@ async fn session_that_begins_while_lists_change_is_judged_by_the_new_ones() {
 async fn node_without_lists_watches_nobody() {
     let ca = TestCa::new("one");
     let own = ca.credential(WEB);
-    let mut watch = own.watch_server(Some(&shown(&ca, DB, 1))).unwrap();
+    let mut watch = own.watch_server(&shown(&ca, DB, 1)).unwrap();
     assert!(!is_revoked(&mut watch).await);
 }

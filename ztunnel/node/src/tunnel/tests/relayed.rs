@@ -264,8 +264,8 @@ async fn with_raw_server<F: Future<Output = ()> + 'static>(
     let tls = ca.credential(DB).server_config();
     spawn_local(async move {
         let (tcp, _) = listener.accept().await.unwrap();
-        let stream = crate::tls::accept(tls, tcp, SOON).await.unwrap();
-        let mut connection = h2::server::handshake(stream).await.unwrap();
+        let tls = crate::tls::accept(tls, tcp, SOON).await.unwrap();
+        let mut connection = h2::server::handshake(tls.stream).await.unwrap();
         let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
         let send = respond
             .send_response(http::Response::new(()), false)

@@ -123,11 +123,11 @@ fn revoked_client_that_takes_nothing_is_cut_off_all_the_same() {
         let tcp = TcpStream::connect(server.addr).await.unwrap();
         let credential = ca.numbered(&Context::default(), WEB, WEB_SERIAL);
         let config = credential.client_config([DB.parse::<Identity>().unwrap()].into());
-        let stream = crate::tls::connect(config, tcp, SOON).await.unwrap();
+        let tls = crate::tls::connect(config, tcp, SOON).await.unwrap();
         let (mut requests, connection) = h2::client::Builder::new()
             .initial_window_size(1 << 30)
             .initial_connection_window_size(1 << 30)
-            .handshake::<_, bytes::Bytes>(stream)
+            .handshake::<_, bytes::Bytes>(tls.stream)
             .await
             .unwrap();
         let mut connection = std::pin::pin!(connection);

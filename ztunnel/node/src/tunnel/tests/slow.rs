@@ -309,11 +309,11 @@ fn a_tunnel_without_room_gets_no_new_streams() {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
                 count.set(count.get() + 1);
-                let stream = crate::tls::accept(Arc::clone(&tls), tcp, SOON)
+                let tls = crate::tls::accept(Arc::clone(&tls), tcp, SOON)
                     .await
                     .unwrap();
                 spawn_local(async move {
-                    let mut connection = h2::server::handshake(stream).await.unwrap();
+                    let mut connection = h2::server::handshake(tls.stream).await.unwrap();
                     let mut streams = Vec::new();
                     while let Some(Ok((request, mut respond))) = connection.accept().await {
                         let send = respond.send_response(http::Response::new(()), false);
