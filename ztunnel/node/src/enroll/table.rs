@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 use ztunnel_mesh::name::{PodName, PodUid};
-use ztunnel_sys::netns::{NetNs, NetnsThread};
+use ztunnel_sys::netns::NetNs;
 use ztunnel_sys::socket::Liveness;
 
 use super::EnrollError;
@@ -147,9 +147,8 @@ struct Inner {
     kernel: Arc<Kernel>,
     table: Mutex<Table>,
     workers: Workers,
-    sockets: NetnsThread,
-    /// The namespace of the node itself.
-    host_cookie: u64,
+    /// The namespace of the node itself, where the daemon's threads are.
+    host: Arc<NetNs>,
     /// How long connections of a pod may go on after it was unenrolled.
     drain: Duration,
     liveness: Liveness,
@@ -178,13 +177,11 @@ impl Enroller {
             path: "/proc/thread-self/ns/net".into(),
             source,
         })?;
-        let sockets = NetnsThread::start().map_err(EnrollError::Listen)?;
         let enroller = Self(Arc::new(Inner {
             kernel: Arc::new(Kernel::new(node, records, workers.count(), liveness)),
             table: Mutex::default(),
             workers,
-            sockets,
-            host_cookie: host.cookie(),
+            host: Arc::new(host),
             drain,
             liveness,
             tasks,
@@ -318,7 +315,7 @@ impl Enroller {
                 path: request.netns.clone(),
                 source,
             })?;
-        if netns.cookie() == self.0.host_cookie {
+        if netns.cookie() == self.0.host.cookie() {
             return Err(EnrollError::HostNetwork {
                 path: request.netns,
             });
@@ -408,7 +405,11 @@ impl Enroller {
             addresses,
             record,
         } = blocking(move || kernel.capture(&inside, record)).await?;
-        let net = PodNet::new(Arc::clone(&netns), self.0.sockets.clone(), self.0.liveness);
+        let net = PodNet::new(
+            Arc::clone(&netns),
+            Arc::clone(&self.0.host),
+            self.0.liveness,
+        );
         let start = PodStart {
             uid: record.uid(),
             pod: record.pod(),

@@ -14,7 +14,7 @@ use ztunnel_mesh::workload::{
     Addresses, GatewayAddress, GatewayDestination, Membership, PortPair, TunnelProtocol,
 };
 use ztunnel_mesh::{Delta, Mesh, Upsert};
-use ztunnel_sys::netns::{NetNs, NetnsThread};
+use ztunnel_sys::netns::NetNs;
 use ztunnel_sys::socket::Liveness;
 
 use super::*;
@@ -136,7 +136,7 @@ impl Node {
         let (writer, mesh) = mesh_channel();
         Self {
             identities: Identities::new(cfg, TaskGroup::default(), Shutdown::default()),
-            net: PodNet::new(netns, NetnsThread::start().unwrap(), Liveness::default()),
+            net: PodNet::new(Arc::clone(&netns), netns, Liveness::default()),
             mesh,
             writer,
             tasks: TaskGroup::default(),

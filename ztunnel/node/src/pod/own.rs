@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use ztunnel_mesh::addr::HBONE_PORT;
 use ztunnel_mesh::name::PodName;
-use ztunnel_sys::netns::{NetNs, NetnsThread};
+use ztunnel_sys::netns::NetNs;
 use ztunnel_sys::socket::{Liveness, listen_everywhere};
 
 use crate::task::PodNet;
@@ -37,10 +37,10 @@ impl DaemonPod {
     /// When the port is taken, or the kernel refuses.
     pub fn open(pod: PodName, liveness: Liveness, stats_port: u16) -> io::Result<Self> {
         let listener = listen_everywhere(HBONE_PORT, BACKLOG)?;
-        let (netns, thread) = (NetNs::current()?, NetnsThread::start()?);
+        let netns = Arc::new(NetNs::current()?);
         Ok(Self {
             pod,
-            net: PodNet::new(Arc::new(netns), thread, liveness),
+            net: PodNet::new(Arc::clone(&netns), netns, liveness),
             listener,
             ports: [HBONE_PORT].into(),
             stats_port,

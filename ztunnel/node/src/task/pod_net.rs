@@ -6,11 +6,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::oneshot;
 use tracing::warn;
 use ztunnel_abi::DELIVERY_MARK;
 use ztunnel_mesh::addr::{AppAddr, ClientAddr};
-use ztunnel_sys::netns::{NetNs, NetnsThread};
+use ztunnel_sys::netns::NetNs;
 use ztunnel_sys::socket::{self, Family, Liveness};
 
 /// Whose address apps see as that of their client.
@@ -36,17 +35,18 @@ enum NotAsClient {
 #[derive(Clone, Debug)]
 pub struct PodNet {
     netns: Arc<NetNs>,
-    thread: NetnsThread,
+    /// Where the daemon's threads are.
+    home: Arc<NetNs>,
     liveness: Liveness,
 }
 
 impl PodNet {
-    /// Sockets in `netns`, opened by `thread`.
+    /// Sockets in `netns`, opened by threads of `home`.
     #[must_use]
-    pub fn new(netns: Arc<NetNs>, thread: NetnsThread, liveness: Liveness) -> Self {
+    pub fn new(netns: Arc<NetNs>, home: Arc<NetNs>, liveness: Liveness) -> Self {
         Self {
             netns,
-            thread,
+            home,
             liveness,
         }
     }
@@ -59,7 +59,7 @@ impl PodNet {
     pub async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
         let family = Family::of(to.ip());
         let liveness = self.liveness;
-        let fd = self.open(move || socket::tcp(family, liveness)).await?;
+        let fd = self.open(|| socket::tcp(family, liveness))?;
         connect(fd, to).await
     }
 
@@ -86,9 +86,7 @@ impl PodNet {
                 Err(NotAsClient::Address(err) | NotAsClient::Connect(err)) => return Err(err),
             }
         }
-        let fd = self
-            .open(move || delivery_socket(None, Family::of(to.ip()), liveness))
-            .await?;
+        let fd = self.open(|| delivery_socket(None, Family::of(to.ip()), liveness))?;
         connect(fd, to).await
     }
 
@@ -103,8 +101,7 @@ impl PodNet {
         let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
         for _ in 0..DRAWS {
             let fd = self
-                .open(move || delivery_socket(Some(client), Family::of(to.ip()), liveness))
-                .await
+                .open(|| delivery_socket(Some(client), Family::of(to.ip()), liveness))
                 .map_err(NotAsClient::Address)?;
             match connect(fd, to).await {
                 Err(err) if err.kind() == io::ErrorKind::AddrNotAvailable => last = err,
@@ -114,16 +111,8 @@ impl PodNet {
         Err(NotAsClient::Address(last))
     }
 
-    async fn open(
-        &self,
-        open: impl FnOnce() -> io::Result<OwnedFd> + Send + 'static,
-    ) -> io::Result<OwnedFd> {
-        let (reply, opened) = oneshot::channel();
-        self.thread
-            .submit(&self.netns, move || drop(reply.send(open())))?;
-        opened
-            .await
-            .map_err(|_| io::Error::other("the pod's network namespace cannot be entered"))?
+    fn open(&self, open: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
+        self.netns.visit(&self.home, open)?
     }
 }
 
@@ -156,7 +145,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_address_that_cannot_be_had_is_fatal_only_where_it_is_asked_for() {
         let netns = Arc::new(NetNs::current().unwrap());
-        let net = PodNet::new(netns, NetnsThread::start().unwrap(), Liveness::default());
+        let net = PodNet::new(Arc::clone(&netns), netns, Liveness::default());
         let app = TcpListener::bind("[::1]:0").await.unwrap();
         let to = AppAddr(app.local_addr().unwrap());
         // Without its interface such an address is none that a socket can have.
@@ -177,7 +166,7 @@ mod tests {
     #[tokio::test]
     async fn an_app_that_is_not_there_is_not_tried_as_somebody_else() {
         let netns = Arc::new(NetNs::current().unwrap());
-        let net = PodNet::new(netns, NetnsThread::start().unwrap(), Liveness::default());
+        let net = PodNet::new(Arc::clone(&netns), netns, Liveness::default());
         let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let to = AppAddr(gone.local_addr().unwrap());
         drop(gone);
