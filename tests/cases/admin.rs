@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lab::tester::{Outcome, Service};
 use lab::{DaemonOptions, Lab, MeshFile, Node};
+use prost::Message as _;
 use serde_json::{Value, json};
 
 use crate::access::eventually;
@@ -19,6 +20,8 @@ struct Answer {
     status: u16,
     head: String,
     body: String,
+    /// The same, if it is no text.
+    bytes: Vec<u8>,
 }
 
 /// HTTP/1.0, so that the answer is not chunked.
@@ -27,13 +30,16 @@ fn request(node: &Node, to: SocketAddr, line: &str, headers: &str) -> Option<Ans
     connection.set_read_timeout(Some(PATIENCE)).unwrap();
     let request = format!("{line} HTTP/1.0\r\n{headers}\r\n");
     connection.write_all(request.as_bytes()).ok()?;
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer).ok()?;
-    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let mut answer = Vec::new();
+    connection.read_to_end(&mut answer).ok()?;
+    let head = answer.windows(4).position(|end| end == b"\r\n\r\n")?;
+    let bytes = answer.split_off(head + 4);
+    let head = String::from_utf8(answer).ok()?;
     Some(Answer {
         status: head.split(' ').nth(1).unwrap().parse().unwrap(),
         head: head.to_lowercase(),
-        body: body.to_owned(),
+        body: String::from_utf8_lossy(&bytes).into_owned(),
+        bytes,
     })
 }
 
@@ -319,4 +325,64 @@ fn a_daemon_that_operators_cannot_ask_does_not_start() {
     let to = (LOCALHOST, 15099).into();
     let answer = request(node, to, "POST /logging", "Host: localhost:15099\r\n");
     assert_eq!(answer.unwrap().status, 200);
+}
+
+/// Of `profile.proto`, what every profile has.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Profile {
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    samples: Vec<Vec<u8>>,
+    #[prost(string, repeated, tag = "6")]
+    strings: Vec<String>,
+}
+
+fn profile(answer: &Answer) -> Profile {
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    Profile::decode(&answer.bytes[..]).unwrap()
+}
+
+#[test]
+fn profiles_tell_where_cpu_and_memory_go() {
+    let lab = Lab::from_yaml(MESH).unwrap();
+    lab.start_daemons().unwrap();
+    let node = lab.node("node1");
+    let cpu = std::thread::scope(|scope| {
+        let busy = scope.spawn(|| ask(node, "GET /debug/pprof/profile?seconds=1&frequency=999"));
+        while !busy.is_finished() {
+            dump(node);
+        }
+        busy.join().unwrap()
+    });
+    let cpu = profile(&cpu);
+    assert!(!cpu.samples.is_empty());
+    let ours = |name: &String| name.contains("ztunnel_node::");
+    assert!(cpu.strings.iter().any(ours), "{:?}", cpu.strings);
+
+    const HEAP: &str = "/debug/pprof/heap";
+    assert_eq!(ask(node, &format!("GET {HEAP}")).status, 500);
+    let switch = |method: &str, value: &str| {
+        ask(node, &format!("{method} {HEAP}/profiling?activate={value}"))
+    };
+    assert_eq!(switch("GET", "true").status, 405);
+    assert_eq!(switch("POST", "yes").status, 400);
+    assert_eq!(
+        ask(node, &format!("GET {HEAP}/profiling")).body,
+        "heap profiling active: false\n"
+    );
+    assert_eq!(switch("POST", "true").body, "heap profiling active: true\n");
+    let heap = profile(&ask(node, &format!("GET {HEAP}")));
+    assert!(
+        heap.strings.iter().any(|name| name == "inuse_space"),
+        "{:?}",
+        heap.strings
+    );
+    assert_eq!(
+        switch("POST", "false").body,
+        "heap profiling active: false\n"
+    );
+
+    for bad in ["seconds=0", "seconds=301", "seconds=x", "frequency=1001"] {
+        let answer = ask(node, &format!("GET /debug/pprof/profile?{bad}"));
+        assert_eq!(answer.status, 400, "{bad}: {}", answer.body);
+    }
 }

@@ -7,6 +7,13 @@ mod run;
 
 use std::process::ExitCode;
 
+use tikv_jemallocator::Jemalloc;
+
+/// Gives memory back after load, which glibc's allocator does not, and can tell who holds what (`/debug/pprof/heap`). Its
+/// settings are in `.cargo/config.toml`.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
+
 fn main() -> ExitCode {
     cli::main()
 }

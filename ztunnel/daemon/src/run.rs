@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 use ztunnel_node::admin::{
-    Admin, AdminError, ConfigDump, HttpListener, READINESS_PORT, Readiness, stats,
+    Admin, AdminError, ConfigDump, HttpListener, Profiles, READINESS_PORT, Readiness, stats,
 };
 use ztunnel_node::capture::{NodeCapture, NodeClaim};
 use ztunnel_node::discovery::{self, DiscoveryConfig, Link};
@@ -229,6 +229,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
         dump: ConfigDump::new(context.node.mesh.clone(), daemon),
         levels,
         quit,
+        profiles: Profiles::default(),
     };
     admin.serve(operators, shutdown.clone(), &tasks);
     drop(starting);

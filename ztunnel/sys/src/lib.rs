@@ -5,6 +5,7 @@
 
 pub mod bpffs;
 pub mod cgroup;
+pub mod heap;
 pub mod interface;
 pub mod memory;
 mod netlink;

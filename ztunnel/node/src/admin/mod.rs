@@ -1,12 +1,13 @@
 //! HTTP endpoints of the daemon itself. Rooms above register what they have to say.
 //!
-//! Invariants: a request reads what is at hand, and is answered without waiting for anything else. Only those on
-//! loopback may change anything.
+//! Invariants: a request reads what is at hand, and is answered without waiting for anything else but a profile, which
+//! takes as long as was asked for. Only those on loopback may change anything.
 
 mod config_dump;
 mod guard;
 mod http;
 mod logging;
+mod profile;
 mod readiness;
 mod server;
 mod stats;
@@ -18,6 +19,7 @@ use ::http::header::{CONTENT_TYPE, HeaderValue};
 
 pub use config_dump::{CertificateSet, CertificateState, ConfigDump, PodEntry, Sources};
 pub use http::{Body, HttpListener, Limits, Request, Response};
+pub use profile::Profiles;
 pub use readiness::{Pending, Readiness};
 pub use server::{ADMIN_PORT, Admin};
 pub use stats::{STATS_PORT, stats};

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::config_dump::ConfigDump;
 use super::http::{HttpListener, Limits, Request, Response};
+use super::profile::{self, Profiles};
 use super::{guard, logging, plain};
 use crate::task::{Shutdown, TaskGroup};
 use crate::telemetry::LogLevels;
@@ -18,17 +19,15 @@ use crate::telemetry::LogLevels;
 /// Where operators ask unless the configuration says otherwise.
 pub const ADMIN_PORT: u16 = 15000;
 
-/// A dump of a large mesh goes through somebody's tunnel to the cluster.
+/// A dump of a large mesh goes through somebody's tunnel to the cluster, and a profile takes as long as was asked for.
 const LIMITS: Limits = Limits {
     request: Duration::from_secs(2),
-    answer: Duration::from_secs(120),
+    answer: Duration::from_secs(profile::MOST_SECONDS + 60),
     finish: true,
 };
 
+const PROFILES: &str = "/debug/pprof/";
 const PAGE: &str = include_str!("page.html");
-const NO_CPU_PROFILE: &str =
-    "this build has no CPU profiler; use `perf record -p PID` on the node\n";
-const NO_HEAP_PROFILE: &str = "this build has no heap profiler: its allocator cannot tell\n";
 
 /// What can be asked for.
 pub struct Admin {
@@ -36,6 +35,7 @@ pub struct Admin {
     pub levels: LogLevels,
     /// Told when the daemon is asked to end.
     pub quit: mpsc::Sender<()>,
+    pub profiles: Profiles,
 }
 
 impl Admin {
@@ -68,9 +68,8 @@ impl Admin {
                 plain(StatusCode::OK, "shutdown now\n")
             }
             "/quitquitquit" => plain(StatusCode::METHOD_NOT_ALLOWED, ""),
-            "/debug/pprof/profile" => plain(StatusCode::INTERNAL_SERVER_ERROR, NO_CPU_PROFILE),
-            "/debug/pprof/heap" | "/debug/pprof/heap/profiling" => {
-                plain(StatusCode::INTERNAL_SERVER_ERROR, NO_HEAP_PROFILE)
+            path if path.starts_with(PROFILES) => {
+                self.profiles.answer(request, &path[PROFILES.len()..]).await
             }
             _ => plain(StatusCode::NOT_FOUND, ""),
         }
