@@ -102,7 +102,7 @@ pub(super) async fn serve(
         .run(&inner.shutdown, |request| {
             let (inner, tunnel) = (Rc::clone(inner), Rc::clone(&tunnel));
             let tasks = inner.tasks.clone();
-            tasks.spawn_local(Box::pin(async move {
+            tasks.spawn(Box::pin(async move {
                 serve_stream(&inner, &tunnel, request).await;
             }));
         })
@@ -167,7 +167,7 @@ async fn carry(
             }
             let authority = authority(&asked.authority);
             tokio::select! {
-                reached = record.unless_cut(reach(inner, tunnel, record, &authority)) => {
+                reached = record.unless_cut(Box::pin(reach(inner, tunnel, record, &authority))) => {
                     reached.unwrap_or_else(|cut| Err(cut.into()))
                 }
                 err = request.canceled() => Err(InboundError::ClientGone(err)),

@@ -27,7 +27,7 @@ use ztunnel_sys::socket::canonical;
 use crate::connections::Record;
 use crate::own_pod::OwnPod;
 use crate::relay::ResetOnDrop;
-use crate::task::{Shutdown, TaskGroup};
+use crate::task::{LocalTasks, Shutdown};
 use crate::tunnel::TunnelSettings;
 use error::InboundError;
 use handshakes::Handshakes;
@@ -42,7 +42,7 @@ struct Inner {
     offer: Offer,
     settings: InboundSettings,
     tunnels: Arc<TunnelSettings>,
-    tasks: TaskGroup,
+    tasks: LocalTasks,
     shutdown: Shutdown,
     handshakes: Handshakes,
     live: Live,
@@ -57,7 +57,7 @@ impl Inbound {
         offer: Offer,
         settings: InboundSettings,
         tunnels: Arc<TunnelSettings>,
-        tasks: TaskGroup,
+        tasks: LocalTasks,
         shutdown: Shutdown,
     ) -> Self {
         Self(Rc::new(Inner {

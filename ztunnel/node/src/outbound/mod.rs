@@ -31,7 +31,7 @@ use crate::identity::IdentityError;
 use crate::own_pod::{OwnPod, WorkloadUnknown, baggage};
 use crate::relay::{self, RelayError, ResetOnDrop};
 use crate::state::{LOOKUP_WAIT, LookupTimeout};
-use crate::task::{Shutdown, TaskGroup};
+use crate::task::{LocalTasks, Shutdown};
 use crate::telemetry::{Direction, Party};
 use crate::tunnel::{Destination, OpenError, Opened, Pool, Stream, TunnelFacts, TunnelSettings};
 
@@ -197,7 +197,7 @@ impl Outbound {
         pod: Rc<OwnPod>,
         resolver: Resolver,
         settings: Arc<TunnelSettings>,
-        tasks: TaskGroup,
+        tasks: LocalTasks,
         shutdown: Shutdown,
     ) -> Self {
         let pool = Pool::new(Arc::clone(&settings), tasks, shutdown);

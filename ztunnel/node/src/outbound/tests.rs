@@ -23,6 +23,7 @@ use crate::identity::{CaConfig, Identities};
 use crate::inbound::{Inbound, InboundSettings, Offer};
 use crate::own_pod::OwnNode;
 use crate::state::{MeshReader, MeshWriter, mesh_channel};
+use crate::task::TaskGroup;
 use crate::task::{Pace, PodNet};
 use crate::telemetry::written::Written;
 use crate::telemetry::{Metrics, Telemetry};
@@ -108,7 +109,7 @@ struct Node {
     net: PodNet,
     mesh: MeshReader,
     writer: MeshWriter,
-    tasks: TaskGroup,
+    tasks: LocalTasks,
     telemetry: Telemetry,
     resolver: Resolver,
     log: Log,
@@ -139,7 +140,7 @@ impl Node {
             net: PodNet::new(Arc::clone(&netns), netns, Liveness::default()),
             mesh,
             writer,
-            tasks: TaskGroup::default(),
+            tasks: LocalTasks::default(),
             telemetry,
             resolver: Resolver::start(
                 ResolverConfig {
@@ -212,7 +213,7 @@ impl Node {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
                 let inbound = Rc::clone(&inbound);
-                tasks.spawn_local(async move { inbound.serve_hbone(tcp).await });
+                tasks.spawn(async move { inbound.serve_hbone(tcp).await });
             }
         });
         shutdown

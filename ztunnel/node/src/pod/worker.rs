@@ -23,7 +23,7 @@ use crate::inbound::{Inbound, InboundSettings, Offer};
 use crate::outbound::{Outbound, Resolver};
 use crate::own_pod::{OwnNode, OwnPod};
 use crate::pod::{DaemonPod, Listeners};
-use crate::task::{Backoff, PodNet, Shutdown, TaskGroup};
+use crate::task::{Backoff, LocalTasks, PodNet, Shutdown};
 use crate::telemetry::Metrics;
 use crate::tunnel::TunnelSettings;
 
@@ -188,7 +188,7 @@ async fn work(mut commands: mpsc::Receiver<Command>, context: NodeContext) {
     let mut daemon_pod = None;
     // Also of pods that are leaving, for as long as they have connections.
     let mut registries: Vec<Weak<Registry>> = Vec::new();
-    let drains = TaskGroup::default();
+    let drains = LocalTasks::default();
     while let Some(command) = commands.recv().await {
         match command {
             Command::Start {
@@ -223,7 +223,7 @@ async fn work(mut commands: mpsc::Receiver<Command>, context: NodeContext) {
                 done,
             } => {
                 let pod = pods.remove(&uid);
-                drains.spawn_local(async move {
+                drains.spawn(async move {
                     let cut = match pod {
                         Some(pod) => pod.drain(deadline).await,
                         None => 0,
@@ -234,7 +234,7 @@ async fn work(mut commands: mpsc::Receiver<Command>, context: NodeContext) {
             }
             Command::Find { wanted, done } => {
                 let registries: Vec<_> = registries.iter().filter_map(Weak::upgrade).collect();
-                drains.spawn_local(async move {
+                drains.spawn(async move {
                     let found = find(&registries, &wanted, || done.is_closed()).await;
                     let _ = done.send(found);
                 });
@@ -242,7 +242,7 @@ async fn work(mut commands: mpsc::Receiver<Command>, context: NodeContext) {
             Command::Stop { deadline, done } => {
                 let pods = pods.drain().map(|(_, pod)| pod);
                 for pod in pods.chain(daemon_pod.take()) {
-                    drains.spawn_local(async move {
+                    drains.spawn(async move {
                         pod.drain(deadline).await;
                     });
                 }
@@ -258,12 +258,12 @@ async fn work(mut commands: mpsc::Receiver<Command>, context: NodeContext) {
 struct ServedPod {
     /// Starting it ends the accept loops and tells tunnels to finish.
     shutdown: Shutdown,
-    accepting: TaskGroup,
+    accepting: LocalTasks,
     /// Serve connections and tunnels.
-    serving: TaskGroup,
+    serving: LocalTasks,
     connections: Rc<Registry>,
     /// What goes on for as long as there are connections.
-    watching: TaskGroup,
+    watching: LocalTasks,
 }
 
 impl ServedPod {
@@ -324,10 +324,10 @@ impl ServedPod {
     fn of(pod: &OwnPod) -> Self {
         Self {
             shutdown: Shutdown::default(),
-            accepting: TaskGroup::default(),
-            serving: TaskGroup::default(),
+            accepting: LocalTasks::default(),
+            serving: LocalTasks::default(),
             connections: Rc::clone(&pod.connections),
-            watching: TaskGroup::default(),
+            watching: LocalTasks::default(),
         }
     }
 
@@ -346,7 +346,7 @@ impl ServedPod {
     fn serve_tunnels(&self, listener: TcpListener, inbound: Rc<Inbound>) {
         let followed = Rc::clone(&inbound);
         self.watching
-            .spawn_local(async move { followed.follow_policy().await });
+            .spawn(async move { followed.follow_policy().await });
         self.accept(listener, move |stream| {
             let inbound = Rc::clone(&inbound);
             async move { inbound.serve_hbone(stream).await }
@@ -356,7 +356,7 @@ impl ServedPod {
     /// Has the certificate fetched before it is needed.
     fn prefetch(&self, own: Rc<OwnPod>) {
         let shutdown = self.shutdown.clone();
-        self.accepting.spawn_local(async move {
+        self.accepting.spawn(async move {
             tokio::select! {
                 () = shutdown.started() => {}
                 () = own.prefetch() => {}
@@ -370,7 +370,7 @@ impl ServedPod {
         F: Future<Output = ()> + 'static,
     {
         let (shutdown, serving) = (self.shutdown.clone(), self.serving.clone());
-        self.accepting.spawn_local(async move {
+        self.accepting.spawn(async move {
             let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_secs(1));
             loop {
                 let accepted = tokio::select! {
@@ -381,7 +381,7 @@ impl ServedPod {
                 match accepted {
                     Ok((stream, _)) => {
                         backoff.reset();
-                        serving.spawn_local(serve(stream));
+                        serving.spawn(serve(stream));
                     }
                     // Out of descriptors or memory: slow down, never spin, never give up.
                     Err(err) => {
@@ -399,7 +399,7 @@ impl ServedPod {
                     .set_nonblocking(true)
                     .and_then(|()| TcpStream::from_std(stream));
                 if let Ok(stream) = stream {
-                    serving.spawn_local(serve(stream));
+                    serving.spawn(serve(stream));
                 }
             }
         });

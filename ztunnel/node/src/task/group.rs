@@ -62,14 +62,6 @@ impl TaskGroup {
         );
     }
 
-    /// Like `spawn`, on the current thread's `LocalSet`.
-    pub fn spawn_local(&self, task: impl Future<Output = ()> + 'static) {
-        let cut = self.cut.clone();
-        self.tracker.spawn_local(async move {
-            cut.run_until_cancelled_owned(task).await;
-        });
-    }
-
     /// How many tasks run.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -5,10 +5,12 @@ mod backoff;
 mod budget;
 mod file_watch;
 mod group;
+mod local;
 mod pod_net;
 
 pub use backoff::Backoff;
 pub use budget::{Budget, Share};
 pub use file_watch::{FileWatch, Pace, read_bounded};
 pub use group::{Shutdown, TaskGroup};
+pub use local::LocalTasks;
 pub use pod_net::{PodNet, SourceAddress};

@@ -26,14 +26,14 @@ use super::pool::{Destination, OpenError, failure};
 use super::settings::TunnelSettings;
 use super::stream::Stream;
 use crate::relay::{Far as _, FarError};
-use crate::task::{Shutdown, TaskGroup};
+use crate::task::{LocalTasks, Shutdown};
 
 /// Makes a tunnel inside of `outer`, to one of the identities of `to`. It is run by a task in `tasks`.
 pub(super) async fn dial(
     outer: Stream,
     to: &Destination,
     settings: &TunnelSettings,
-    tasks: &TaskGroup,
+    tasks: &LocalTasks,
     shutdown: &Shutdown,
 ) -> Result<Slot, OpenError> {
     let peer = to.peer;
@@ -64,7 +64,7 @@ pub(super) async fn dial(
     })?;
     let (weak, shutdown) = (Rc::downgrade(&tunnel), shutdown.clone());
     let limit = settings.ping_timeout;
-    tasks.spawn_local(Box::pin(async move {
+    tasks.spawn(Box::pin(async move {
         driver.run(weak, shutdown, || {}).await;
         // Late is as good as never: the outer stream is reset.
         let _ = timeout(limit, own.ended()).await;

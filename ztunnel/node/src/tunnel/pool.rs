@@ -33,7 +33,7 @@ use super::flow::Arrivals;
 use super::inside;
 use super::settings::TunnelSettings;
 use super::stream::{Stream, io_error};
-use crate::task::{Shutdown, TaskGroup};
+use crate::task::{LocalTasks, Shutdown};
 use crate::tls::Credential;
 
 /// A peer, and as whom to talk to whom there.
@@ -168,7 +168,7 @@ pub struct Pool(Rc<Inner>);
 struct Inner {
     entries: RefCell<HashMap<Key, Entry>>,
     settings: Arc<TunnelSettings>,
-    tasks: TaskGroup,
+    tasks: LocalTasks,
     shutdown: Shutdown,
 }
 
@@ -184,7 +184,7 @@ enum Origin {
 impl Pool {
     /// An empty pool; its tunnels are run by tasks in `tasks`, and let go on `shutdown` when their streams end.
     #[must_use]
-    pub fn new(settings: Arc<TunnelSettings>, tasks: TaskGroup, shutdown: Shutdown) -> Self {
+    pub fn new(settings: Arc<TunnelSettings>, tasks: LocalTasks, shutdown: Shutdown) -> Self {
         Self(Rc::new(Inner {
             entries: RefCell::default(),
             settings,
@@ -353,7 +353,7 @@ impl Pool {
         };
         let (credential, expected) = (Arc::clone(&to.credential), Arc::clone(&to.expected));
         // Boxed: the futures of a TLS handshake are large, and tasks of a group are moved around.
-        self.0.tasks.spawn_local(Box::pin(async move {
+        self.0.tasks.spawn(Box::pin(async move {
             let pool = Rc::clone(&attempt.pool);
             let key = attempt.key.clone();
             let (settings, started) = (&pool.settings, Instant::now());

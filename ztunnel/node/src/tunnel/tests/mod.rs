@@ -22,7 +22,7 @@ use ztunnel_mesh::addr::HboneAddr;
 use ztunnel_mesh::name::Identity;
 
 use super::*;
-use crate::task::{Shutdown, TaskGroup};
+use crate::task::{LocalTasks, Shutdown};
 use crate::tls::Credential;
 use crate::tls::test_ca::TestCa;
 
@@ -56,7 +56,7 @@ struct Server {
     /// How tunnels ended.
     ended: Rc<RefCell<Vec<String>>>,
     shutdown: Shutdown,
-    tasks: TaskGroup,
+    tasks: LocalTasks,
     listening: JoinHandle<()>,
 }
 
@@ -73,7 +73,7 @@ impl Server {
             Rc::<Cell<usize>>::default(),
             Rc::<RefCell<Vec<_>>>::default(),
         );
-        let (shutdown, tasks, serve) = (Shutdown::default(), TaskGroup::default(), Rc::new(serve));
+        let (shutdown, tasks, serve) = (Shutdown::default(), LocalTasks::default(), Rc::new(serve));
         let listening = spawn_local({
             let (accepted, ended) = (Rc::clone(&accepted), Rc::clone(&ended));
             let (shutdown, tasks) = (shutdown.clone(), tasks.clone());
@@ -85,10 +85,10 @@ impl Server {
                     let (serve, ended) = (Rc::clone(&serve), Rc::clone(&ended));
                     let (shutdown, streams) = (shutdown.clone(), tasks.clone());
                     let (credential, settings) = (Rc::clone(&credential), Rc::clone(&settings));
-                    tasks.spawn_local(async move {
+                    tasks.spawn(async move {
                         let end = match accept(tcp, &credential, &settings).await {
                             Ok(incoming) => {
-                                let serve = |request| streams.spawn_local(serve(request));
+                                let serve = |request| streams.spawn(serve(request));
                                 match incoming.run(&shutdown, serve).await {
                                     Ok(()) => "closed".to_owned(),
                                     Err(err) => err.to_string(),
@@ -133,13 +133,13 @@ struct Client {
     from: SocketAddr,
     /// Calls of connect so far.
     connects: Rc<Cell<usize>>,
-    tasks: TaskGroup,
+    tasks: LocalTasks,
     shutdown: Shutdown,
 }
 
 impl Client {
     fn new(ca: &TestCa, peer: SocketAddr, expected: &str, settings: TunnelSettings) -> Self {
-        let (tasks, shutdown) = (TaskGroup::default(), Shutdown::default());
+        let (tasks, shutdown) = (LocalTasks::default(), Shutdown::default());
         Self {
             pool: Pool::new(Arc::new(settings), tasks.clone(), shutdown.clone()),
             to: Destination {
