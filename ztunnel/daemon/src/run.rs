@@ -12,6 +12,7 @@ use ztunnel_node::admin::{
     Admin, AdminError, ConfigDump, HttpListener, READINESS_PORT, Readiness, stats,
 };
 use ztunnel_node::capture::{NodeCapture, NodeClaim};
+use ztunnel_node::connections::Watch;
 use ztunnel_node::discovery::{self, DiscoveryConfig, Link};
 use ztunnel_node::enroll::{self, Answerers, ApiListener, Enroller};
 use ztunnel_node::explain::Explainer;
@@ -170,6 +171,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
             mesh: reader,
             identities,
             telemetry,
+            watch: Watch::default(),
         },
         resolver,
         tunnel: Arc::new(config.tunnel),

@@ -280,7 +280,12 @@ impl WantedPeer {
 }
 
 impl OpenConnection {
-    fn new(pod: &PodName, connection: &Connection, facts: &Facts, age: Duration) -> Self {
+    pub(super) fn new(
+        pod: &PodName,
+        connection: &Connection,
+        facts: &Facts,
+        age: Duration,
+    ) -> Self {
         Self {
             pod: pod.clone(),
             direction: connection.direction,

@@ -161,6 +161,7 @@ impl Node {
             service_account: name.into(),
         };
         let node = OwnNode {
+            watch: crate::connections::Watch::default(),
             name: NODE.into(),
             network: "".into(),
             mesh: self.mesh.clone(),
