@@ -25,6 +25,7 @@ mod on_demand;
 mod outages;
 mod own_ports;
 mod policy;
+mod prove;
 mod readiness;
 mod refusals;
 mod rolling;

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use ztunnel_node::enroll::{Outcome, Request};
 use ztunnel_node::explain::Question;
 use ztunnel_node::explain::reason::{self, Reason};
+use ztunnel_node::prove::SUBCOMMAND;
 
 use crate::{config, run};
 
@@ -19,6 +20,7 @@ mod explain;
 mod page;
 mod pods;
 mod policies;
+mod prove;
 mod services;
 mod status;
 mod table;
@@ -75,6 +77,9 @@ enum Command {
         daemon: Daemon,
     },
     Status(status::Args),
+    Prove(prove::Args),
+    #[command(name = SUBCOMMAND, hide = true)]
+    ProveConnect(prove::Connect),
     Connections(connections::Args),
     Workloads(workloads::Args),
     Services(services::Args),
@@ -174,6 +179,8 @@ pub(crate) fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run { ignored: _ } => run::main(),
         Command::Status(args) => status::run(&args),
+        Command::Prove(args) => prove::run(args),
+        Command::ProveConnect(args) => prove::connect(args),
         Command::Connections(args) => connections::run(args),
         Command::Workloads(args) => workloads::run(args),
         Command::Services(args) => services::run(args),

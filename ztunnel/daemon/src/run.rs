@@ -21,6 +21,7 @@ use ztunnel_node::inspect::Inspector;
 use ztunnel_node::outbound::{Resolver, ResolverConfig};
 use ztunnel_node::own_pod::OwnNode;
 use ztunnel_node::pod::{DaemonPod, NodeContext, Workers};
+use ztunnel_node::prove::Prover;
 use ztunnel_node::state::mesh_channel;
 use ztunnel_node::task::{Budget, Pace, Shutdown, TaskGroup};
 use ztunnel_node::telemetry::{
@@ -164,6 +165,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     };
     let resolver = Resolver::start(names, Pace::default(), tasks.clone(), shutdown.clone());
 
+    let watch = Watch::default();
     let context = NodeContext {
         node: OwnNode {
             name: config.node.name.into(),
@@ -171,7 +173,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
             mesh: reader,
             identities,
             telemetry,
-            watch: Watch::default(),
+            watch: watch.clone(),
         },
         resolver,
         tunnel: Arc::new(config.tunnel),
@@ -214,6 +216,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     };
     let answerers = Answerers {
         enroller: enroller.clone(),
+        prover: Prover::new(explainer.clone(), watch, own.id),
         explainer,
         inspector,
         stop,
