@@ -218,7 +218,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
         enroller: enroller.clone(),
         prover: Prover::new(explainer.clone(), watch, own.id),
         explainer,
-        inspector,
+        inspector: inspector.clone(),
         stop,
         version: env!("CARGO_PKG_VERSION"),
     };
@@ -227,6 +227,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     let daemon = Daemon {
         identities: context.node.identities.clone(),
         enroller: enroller.clone(),
+        inspector,
         config: shown_config,
         istio_version,
     };

@@ -279,6 +279,7 @@ impl Outbound {
             {
                 let mut facts = record.facts();
                 (facts.hbone, facts.next_hop, facts.authority) = (None, None, None);
+                facts.double = false;
                 facts.dst_identity = next_hop.as_ref().map(|next_hop| next_hop.identity());
                 facts.dst = next_hop.map_or(Party::Unknown, Party::Workload);
                 facts.service = service;
@@ -319,6 +320,7 @@ impl Outbound {
                 Ok(Reached::through(opened, record))
             }
             Route::DoubleHbone(route) => {
+                record.facts().double = true;
                 let ways = self.two_tunnels(record, src, workload, route, within);
                 Ok(Reached::through(ways.await?, record))
             }
