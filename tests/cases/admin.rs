@@ -15,8 +15,8 @@ const PORT: u16 = 15000;
 const PATIENCE: Duration = Duration::from_secs(10);
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     head: String,
     body: String,
 }
@@ -37,7 +37,7 @@ fn request(node: &Node, to: SocketAddr, line: &str, headers: &str) -> Option<Ans
     })
 }
 
-fn ask(node: &Node, line: &str) -> Answer {
+pub(crate) fn ask(node: &Node, line: &str) -> Answer {
     let headers = "Host: localhost:15000\r\n";
     request(node, (LOCALHOST, PORT).into(), line, headers).unwrap()
 }

@@ -30,6 +30,7 @@ mod readiness;
 mod refusals;
 mod rolling;
 mod routes;
+mod spans;
 mod traffic;
 mod trust;
 mod tunnels;
