@@ -1,7 +1,10 @@
 //! `ztunnel prove`: what it says was seen is what is so.
 
+use std::time::{Duration, Instant};
+
 use lab::tester::Check;
 use lab::{Lab, Node};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::access;
@@ -311,4 +314,27 @@ fn a_question_that_cannot_be_tried_says_why_and_what_to_do() {
         .check_at(to.parse().unwrap(), &Check::echo("x"))
         .unwrap();
     assert!(report.local.is_some());
+}
+
+#[test]
+fn a_peer_that_does_not_answer_takes_no_longer_than_it_may() {
+    let lab = enrolled();
+    let (node, there) = (lab.node("node1"), lab.node("node2"));
+    there
+        .daemon(|daemon| daemon.signal(Signal::SIGSTOP))
+        .unwrap();
+    let began = Instant::now();
+    let (json, text) = prove(node, &["shop/client", "10.244.2.10:7001", "--within", "1"]);
+    assert!(began.elapsed() < Duration::from_secs(10), "{text}");
+    assert_eq!(json["code"], "TIMEOUT", "{text}");
+    let evidence = &json["evidence"];
+    assert_eq!(
+        (&evidence["captured"], &evidence["proxy"]),
+        (&true.into(), &Value::Null)
+    );
+    assert_eq!(evidence["wire"]["in_the_clear"], 0, "{text}");
+    assert_eq!(children(node), "", "no process is left");
+    there
+        .daemon(|daemon| daemon.signal(Signal::SIGCONT))
+        .unwrap();
 }

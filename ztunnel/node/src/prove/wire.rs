@@ -248,3 +248,6 @@ impl Seen {
         self.wire
     }
 }
+
+#[cfg(test)]
+mod tests;
