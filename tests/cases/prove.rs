@@ -1,9 +1,11 @@
 //! `ztunnel prove`: what it says was seen is what is so.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use lab::hbone::Server;
 use lab::tester::Check;
-use lab::{Lab, Node};
+use lab::{Lab, Node, Validity};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -21,8 +23,11 @@ workloads:
   - {name: far, namespace: shop, node: node2, service_account: far, addresses: [10.244.2.10, 'fd00:2::10']}
   - {name: guarded, namespace: shop, node: node2, service_account: guarded, addresses: [10.244.2.11], authorization_policies: [shop/no-client]}
   - {name: plain, namespace: shop, node: node2, service_account: plain, addresses: [10.244.2.12]}
+  - {name: one, namespace: infra, node: node2, service_account: waypoint, addresses: [10.244.2.20], protocol: HBONE}
 services:
   - {name: far, namespace: shop, addresses: [10.96.0.10, 'fd00:96::10'], ports: {7001: 7001}, workloads: [far]}
+  - {name: behind, namespace: shop, addresses: [10.96.0.13], ports: {7001: 7001}, workloads: [far], waypoint: {hostname: infra/one.infra.svc.cluster.local}}
+  - {name: one, namespace: infra, addresses: [10.96.0.20], ports: {15008: 15008}, workloads: [one]}
 policies:
   - {name: no-client, namespace: shop, scope: WORKLOAD_SELECTOR, action: DENY, rules: [[[{principals: [cluster.local/ns/shop/sa/client]}]]]}
 ";
@@ -337,4 +342,25 @@ fn a_peer_that_does_not_answer_takes_no_longer_than_it_may() {
     there
         .daemon(|daemon| daemon.signal(Signal::SIGCONT))
         .unwrap();
+}
+
+#[test]
+fn behind_a_waypoint_nothing_is_proven_and_that_is_said() {
+    const WAYPOINT: &str = "spiffe://cluster.local/ns/infra/sa/waypoint";
+    let lab = enrolled();
+    let _server = lab.pod("shop/far").serve().unwrap();
+    let authority = lab.control_plane().authority();
+    let validity = Validity::of(Duration::from_secs(60));
+    let credential = authority.issue(WAYPOINT, validity).unwrap();
+    let far = "10.244.2.10:7001".parse().unwrap();
+    let routes = BTreeMap::from([("10.96.0.13:7001".to_owned(), far)]);
+    let at = "10.244.2.20:15008".parse().unwrap();
+    let _waypoint = Server::start_waypoint(&lab.pod("infra/one"), at, &credential, routes).unwrap();
+    let ask = ["shop/client", "10.96.0.13:7001", "--send", TEXT];
+    let (json, text) = prove(lab.node("node1"), &ask);
+    assert_eq!(json["code"], "PROVEN", "{text}");
+    let proxy = &json["evidence"]["proxy"];
+    assert_eq!(proxy["peer_identity"], WAYPOINT);
+    assert_eq!(proxy["via"], "10.244.2.20:15008");
+    assert!(text.contains("a waypoint or a"), "{text}");
 }
