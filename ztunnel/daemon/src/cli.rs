@@ -78,8 +78,6 @@ enum Command {
     },
     Status(status::Args),
     Prove(prove::Args),
-    #[command(name = SUBCOMMAND, hide = true)]
-    ProveConnect(prove::Connect),
     Connections(connections::Args),
     Workloads(workloads::Args),
     Services(services::Args),
@@ -176,11 +174,15 @@ enum Format {
 }
 
 pub(crate) fn main() -> ExitCode {
+    // No command for people: neither help nor completions should offer it.
+    let mut args = std::env::args_os().skip(1).peekable();
+    if args.peek().is_some_and(|command| command == SUBCOMMAND) {
+        return prove::connect(prove::Connect::parse_from(args));
+    }
     match Cli::parse().command {
         Command::Run { ignored: _ } => run::main(),
         Command::Status(args) => status::run(&args),
         Command::Prove(args) => prove::run(args),
-        Command::ProveConnect(args) => prove::connect(args),
         Command::Connections(args) => connections::run(args),
         Command::Workloads(args) => workloads::run(args),
         Command::Services(args) => services::run(args),

@@ -39,7 +39,7 @@ pub(super) struct Args {
 }
 
 /// Connect in the place of an app; the daemon runs this.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, clap::Parser)]
 pub(super) struct Connect {
     #[arg(long)]
     netns: PathBuf,
