@@ -16,8 +16,8 @@ const PORT: u16 = 15000;
 const PATIENCE: Duration = Duration::from_secs(10);
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     head: String,
     body: String,
     /// The same, if it is no text.
@@ -43,12 +43,12 @@ fn request(node: &Node, to: SocketAddr, line: &str, headers: &str) -> Option<Ans
     })
 }
 
-fn ask(node: &Node, line: &str) -> Answer {
+pub(crate) fn ask(node: &Node, line: &str) -> Answer {
     let headers = "Host: localhost:15000\r\n";
     request(node, (LOCALHOST, PORT).into(), line, headers).unwrap()
 }
 
-fn dump(node: &Node) -> Value {
+pub(crate) fn dump(node: &Node) -> Value {
     let answer = ask(node, "GET /config_dump");
     assert_eq!(answer.status, 200, "{}", answer.body);
     assert!(
@@ -126,6 +126,7 @@ policies:
     }
     let state = |pod: &lab::Pod, name: &str| {
         json!({
+            "connections": {"inbound": [], "outbound": []},
             "info": {"name": name, "namespace": "shop", "serviceAccount": name}, "state": "Up",
         }) == shown["workloadState"][pod.uid()]
     };
@@ -157,6 +158,59 @@ policies:
         .unwrap();
     lab.settle().unwrap();
     assert_eq!(dump(node)["policies"], json!([]));
+}
+
+#[test]
+fn a_dump_has_the_connections_that_are_open() {
+    const APP: u16 = 7001;
+    let lab = enrolled().unwrap();
+    let (client, far) = (lab.pod("shop/client"), lab.pod("shop/far"));
+    let _server = far.serve().unwrap();
+    let connections = |pod: &lab::Pod, way: &str| {
+        let mut shown = dump(lab.node(pod.node()));
+        shown["workloadState"][pod.uid()]["connections"][way].take()
+    };
+    let dialed: SocketAddr = format!("10.96.0.10:{APP}").parse().unwrap();
+    let mut held = Vec::new();
+    let mut expected = Vec::new();
+    for _ in 0..3 {
+        let mut one = client.hold(dialed).unwrap();
+        let report = one.exchange("ready").unwrap();
+        assert_eq!(report.outcome, Outcome::Good);
+        let (hop, src) = (
+            format!("{}:15008", far.v4().unwrap()),
+            report.local.unwrap(),
+        );
+        expected.push((
+            src.to_string(),
+            json!({"actualDst": hop, "originalDst": dialed, "protocol": "HBONE", "src": src}),
+        ));
+        held.push(one);
+    }
+    let mut rows = connections(&client, "outbound");
+    let by_src = |row: &Value| row["src"].as_str().unwrap().to_owned();
+    rows.as_array_mut().unwrap().sort_by_key(by_src);
+    expected.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let expected: Vec<_> = expected.into_iter().map(|(_, row)| row).collect();
+    assert_eq!(rows, json!(expected));
+    assert_eq!(connections(&client, "inbound"), json!([]));
+    // There they are streams of one tunnel of each worker, so those of a worker are one.
+    let there = connections(&far, "inbound");
+    let there = there.as_array().unwrap();
+    assert!((1..=2).contains(&there.len()), "{there:?}");
+    for row in there {
+        assert_eq!(row["actualDst"], format!("{}:{APP}", far.v4().unwrap()));
+        assert_eq!(row["originalDst"], "far.shop.svc.cluster.local");
+        assert_eq!(row["protocol"], "HBONE");
+        let src = row["src"].as_str().unwrap();
+        assert!(src.starts_with(&client.v4().unwrap().to_string()), "{row}");
+    }
+    for one in held {
+        assert_eq!(one.close().unwrap().outcome, Outcome::Good);
+    }
+    eventually("they are gone from the dump", || {
+        connections(&client, "outbound") == json!([]) && connections(&far, "inbound") == json!([])
+    });
 }
 
 #[test]

@@ -319,6 +319,7 @@ fn without_a_daemon_it_is_said_and_what_to_do() {
         let said = node.run([binary, "completions", shell]).unwrap();
         let script = said.success().unwrap().stdout;
         assert!(script.contains("certificates"), "{shell}");
+        assert!(!script.contains("prove-connect"), "{shell}");
     }
     let syntax = "ztunnel=$1; bash -n <($ztunnel completions bash)";
     let checked = node.run(["bash", "-c", syntax, "check", binary]).unwrap();

@@ -9,6 +9,7 @@ use lab::tester::{Check, Outcome, Report, Service};
 use lab::{DaemonOptions, Gateway, Lab, MeshFile, Validity};
 
 use crate::access::{self, Access, eventually};
+use crate::admin;
 
 const MARKER: &str = "for-nobody-on-the-way";
 
@@ -218,6 +219,14 @@ fn a_service_on_another_network_is_reached_through_its_gateway() {
             assert!(!has(&passed.bytes), "the gateway reads {secret:?}");
         }
     }
+    // Operators are told of both tunnels.
+    let app = SocketAddr::new(VIP[0].parse().unwrap(), 7001);
+    let mut held = client.hold(app).unwrap();
+    assert_eq!(held.exchange("ready").unwrap().outcome, Outcome::Good);
+    let shown = admin::dump(lab.node("node1"));
+    let shown = &shown["workloadState"][client.uid()]["connections"]["outbound"][0];
+    assert_eq!(shown["protocol"], "DOUBLEHBONE", "{shown}");
+    assert_eq!(held.close().unwrap().outcome, Outcome::Good);
 }
 
 /// Connections at the same time.

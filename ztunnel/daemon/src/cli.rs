@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use ztunnel_node::enroll::{Outcome, Request};
 use ztunnel_node::explain::Question;
 use ztunnel_node::explain::reason::{self, Reason};
+use ztunnel_node::prove::SUBCOMMAND;
 
 use crate::{config, run};
 
@@ -19,6 +20,7 @@ mod explain;
 mod page;
 mod pods;
 mod policies;
+mod prove;
 mod services;
 mod status;
 mod table;
@@ -75,6 +77,7 @@ enum Command {
         daemon: Daemon,
     },
     Status(status::Args),
+    Prove(prove::Args),
     Connections(connections::Args),
     Workloads(workloads::Args),
     Services(services::Args),
@@ -171,9 +174,15 @@ enum Format {
 }
 
 pub(crate) fn main() -> ExitCode {
+    // No command for people: neither help nor completions should offer it.
+    let mut args = std::env::args_os().skip(1).peekable();
+    if args.peek().is_some_and(|command| command == SUBCOMMAND) {
+        return prove::connect(prove::Connect::parse_from(args));
+    }
     match Cli::parse().command {
         Command::Run { ignored: _ } => run::main(),
         Command::Status(args) => status::run(&args),
+        Command::Prove(args) => prove::run(args),
         Command::Connections(args) => connections::run(args),
         Command::Workloads(args) => workloads::run(args),
         Command::Services(args) => services::run(args),

@@ -12,6 +12,7 @@ use ztunnel_node::admin::{
     Admin, AdminError, ConfigDump, HttpListener, Profiles, READINESS_PORT, Readiness, stats,
 };
 use ztunnel_node::capture::{NodeCapture, NodeClaim};
+use ztunnel_node::connections::Watch;
 use ztunnel_node::discovery::{self, DiscoveryConfig, Link};
 use ztunnel_node::enroll::{self, Answerers, ApiListener, Enroller};
 use ztunnel_node::explain::Explainer;
@@ -20,6 +21,7 @@ use ztunnel_node::inspect::Inspector;
 use ztunnel_node::outbound::{Resolver, ResolverConfig};
 use ztunnel_node::own_pod::OwnNode;
 use ztunnel_node::pod::{DaemonPod, NodeContext, Workers};
+use ztunnel_node::prove::Prover;
 use ztunnel_node::state::mesh_channel;
 use ztunnel_node::task::{Budget, Pace, Shutdown, TaskGroup};
 use ztunnel_node::telemetry::{
@@ -163,6 +165,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     };
     let resolver = Resolver::start(names, Pace::default(), tasks.clone(), shutdown.clone());
 
+    let watch = Watch::default();
     let context = NodeContext {
         node: OwnNode {
             name: config.node.name.into(),
@@ -170,6 +173,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
             mesh: reader,
             identities,
             telemetry,
+            watch: watch.clone(),
         },
         resolver,
         tunnel: Arc::new(config.tunnel),
@@ -212,8 +216,9 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     };
     let answerers = Answerers {
         enroller: enroller.clone(),
+        prover: Prover::new(explainer.clone(), watch, own.id),
         explainer,
-        inspector,
+        inspector: inspector.clone(),
         stop,
         version: env!("CARGO_PKG_VERSION"),
     };
@@ -222,6 +227,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     let daemon = Daemon {
         identities: context.node.identities.clone(),
         enroller: enroller.clone(),
+        inspector,
         config: shown_config,
         istio_version,
     };

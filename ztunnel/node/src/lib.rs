@@ -9,7 +9,7 @@
 //! 4  tunnel  capture    HBONE client, pool, server · eBPF load, attach
 //! 5  identity  discovery  own_pod  outbound  inbound  explain    own_pod: who a connection's pod is · explain: why what is decided
 //! 6  pod            all sockets of one pod: bind in its namespace, start, drain, stop
-//! 7  inspect        what the node knows and does, for those who look at it
+//! 7  inspect  prove    what the node knows and does, for those who look at it · a connection, and what is on the wire
 //! 8  enroll         pods table and its sources
 //! ```
 
@@ -26,6 +26,7 @@ pub mod inspect;
 pub mod outbound;
 pub mod own_pod;
 pub mod pod;
+pub mod prove;
 pub mod relay;
 pub mod state;
 pub mod task;

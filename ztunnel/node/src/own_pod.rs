@@ -16,7 +16,7 @@ use ztunnel_mesh::service::Service;
 use ztunnel_mesh::workload::PortPair;
 use ztunnel_mesh::{Mesh, Workload};
 
-use crate::connections::Registry;
+use crate::connections::{Registry, Watch};
 use crate::identity::{Identities, IdentityError, IdentityHold};
 use crate::state::MeshReader;
 use crate::task::PodNet;
@@ -34,6 +34,7 @@ pub struct OwnNode {
     pub mesh: MeshReader,
     pub identities: Identities,
     pub telemetry: Telemetry,
+    pub watch: Watch,
 }
 
 /// One enrolled pod, as one worker thread sees it.
@@ -73,7 +74,7 @@ impl OwnPod {
     #[must_use]
     pub fn new(name: PodName, node: OwnNode, net: PodNet, ports: Arc<[u16]>) -> Self {
         Self {
-            connections: Registry::new(name.clone(), node.telemetry),
+            connections: Registry::watched(name.clone(), node.telemetry, node.watch),
             name,
             node: node.name,
             network: node.network,

@@ -90,6 +90,24 @@ pub fn leave_own() -> io::Result<()> {
     }
 }
 
+/// What `bpf_get_current_cgroup_id` says in this process.
+///
+/// # Errors
+/// When there is no cgroup-v2 hierarchy, or it cannot be read.
+pub fn current_id() -> Result<u64, CgroupError> {
+    let root = root()?;
+    let path = relative().map(|path| root.join(path));
+    let read = path.and_then(|path| Ok(fs::metadata(path)?.ino()));
+    read.map_err(|source| CgroupError::Read { path: root, source })
+}
+
+/// Removes the leaf of a process that has ended, which was started by this one.
+pub fn remove_leaf_of(pid: u32) {
+    if let Ok(parent) = root().and_then(|root| present(&root)) {
+        drop(fs::remove_dir(parent.join(format!("{PREFIX}{pid}"))));
+    }
+}
+
 /// Where the cgroup-v2 hierarchy is mounted: on hybrid systems not at `/sys/fs/cgroup`.
 ///
 /// # Errors

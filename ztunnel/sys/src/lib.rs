@@ -10,6 +10,7 @@ pub mod interface;
 pub mod memory;
 mod netlink;
 pub mod netns;
+pub mod packet;
 pub mod policy_routing;
 pub mod socket;
 pub mod sysctl;

@@ -62,6 +62,24 @@ pub fn tcp(family: Family, liveness: Liveness) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Opens a non-blocking TCP socket with a port of its own, which is known before it connects.
+///
+/// # Errors
+/// As [`tcp`]; when no port is free.
+pub fn tcp_with_port(family: Family) -> io::Result<(OwnedFd, u16)> {
+    let fd = tcp(family, Liveness::default())?;
+    let any = match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    bind(
+        fd.as_raw_fd(),
+        &SockaddrStorage::from(SocketAddr::new(any, 0)),
+    )?;
+    let port = local_port(fd.as_fd())?;
+    Ok((fd, port))
+}
+
 fn set_liveness(fd: BorrowedFd<'_>, liveness: Liveness) -> io::Result<()> {
     let seconds = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
     if let Some(Keepalive {

@@ -2,7 +2,8 @@
 //!
 //! Questions: what does one workload cost in memory, all in; how much CPU does the first full sync take, from the
 //! bytes on the wire to the published snapshot; how long does one change take in a service with thousands of
-//! endpoints; what do the look-ups of a connection cost while a writer runs, and does a writer ever stall them?
+//! endpoints; what do the look-ups of a connection cost while a writer runs, and does a writer ever stall them; what
+//! does a dump of all of it take?
 //!
 //! `cargo bench -p ztunnel-node --bench scale`. Prints a table; exits with an error when a target is missed by so much
 //! that noise does not explain it.
@@ -12,6 +13,7 @@
     reason = "a benchmark that cannot go on has nothing to tell"
 )]
 
+mod dump;
 mod mesh;
 mod report;
 
@@ -81,6 +83,7 @@ fn main() {
         changes(&mut report, &mut control_plane, big);
     }
     lookups(&mut report, &mut control_plane);
+    dump::measure(&mut report, control_plane.reader.clone());
     report.finish();
 }
 

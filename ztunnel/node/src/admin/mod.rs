@@ -17,7 +17,9 @@ use std::io;
 use ::http::StatusCode;
 use ::http::header::{CONTENT_TYPE, HeaderValue};
 
-pub use config_dump::{CertificateSet, CertificateState, ConfigDump, PodEntry, Sources};
+pub use config_dump::{
+    CertificateSet, CertificateState, ConfigDump, ConnectionEntry, PodEntry, Sources,
+};
 pub use http::{Body, HttpListener, Limits, Request, Response};
 pub use profile::Profiles;
 pub use readiness::{Pending, Readiness};

@@ -172,6 +172,8 @@ pub struct OpenConnection {
     /// The tunnel port that it goes to or came in by, or where plain TCP goes to.
     pub via: Option<SocketAddr>,
     pub protocol: &'static str,
+    /// Whether there is a second tunnel inside of the first.
+    pub double: bool,
     pub tls_cipher: Option<&'static str>,
     pub tls_key_exchange: Option<&'static str>,
     /// By the app of the pod.
@@ -280,7 +282,12 @@ impl WantedPeer {
 }
 
 impl OpenConnection {
-    fn new(pod: &PodName, connection: &Connection, facts: &Facts, age: Duration) -> Self {
+    pub(super) fn new(
+        pod: &PodName,
+        connection: &Connection,
+        facts: &Facts,
+        age: Duration,
+    ) -> Self {
         Self {
             pod: pod.clone(),
             direction: connection.direction,
@@ -294,6 +301,7 @@ impl OpenConnection {
             dst_addr: facts.dst_addr,
             via: facts.hbone.map(|hbone| hbone.0).or(facts.next_hop),
             protocol: facts.protocol(),
+            double: facts.double,
             tls_cipher: facts.tls_cipher,
             tls_key_exchange: facts.tls_key_exchange,
             sent: connection.traffic.sent(),

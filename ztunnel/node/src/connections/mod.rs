@@ -9,6 +9,7 @@
 mod list;
 mod record;
 mod registry;
+mod watch;
 
 pub(crate) use list::find;
 pub use list::{
@@ -16,6 +17,7 @@ pub use list::{
 };
 pub use record::{Cut, Record};
 pub use registry::Registry;
+pub use watch::{Seen, Watch, Watching};
 
 #[cfg(test)]
 mod tests;

@@ -116,6 +116,8 @@ impl Record {
         let after = self.connection.accepted.elapsed();
         let metrics = &self.registry.telemetry.metrics;
         metrics.connected(self.connection.direction, after);
+        let Registry { watch, pod, .. } = &*self.registry;
+        watch.connected(pod, &self.connection);
     }
 
     /// The connection ended as both sides wanted.
@@ -140,6 +142,8 @@ impl Record {
     fn tell(&mut self, reason: Reason, error: Option<Box<dyn Error + Send + Sync>>) {
         self.ended = true;
         let connection = &*self.connection;
+        let Registry { watch, pod, .. } = &*self.registry;
+        watch.ended(pod, connection, reason, error.as_deref());
         let ended = Ended {
             at: SystemTime::now(),
             direction: connection.direction,

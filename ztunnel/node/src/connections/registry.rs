@@ -16,6 +16,7 @@ use ztunnel_mesh::authorize::Peer;
 use ztunnel_mesh::name::{PodName, Principal};
 
 use super::record::{Cut, Record, State};
+use super::watch::Watch;
 use crate::telemetry::{Counting, Direction, Facts, KnownPairs, Metrics, Telemetry, Traffic};
 
 /// So many connections are looked at before others get their turn,
@@ -28,6 +29,7 @@ const MOST_CUT: usize = 16;
 pub struct Registry {
     pub(super) pod: PodName,
     pub(super) telemetry: Telemetry,
+    pub(super) watch: Watch,
     pub(super) pairs: KnownPairs,
     /// In the order in which they began.
     open: RefCell<BTreeMap<u64, Rc<Connection>>>,
@@ -82,9 +84,16 @@ impl Registry {
     /// Of `pod`, without connections so far.
     #[must_use]
     pub fn new(pod: PodName, telemetry: Telemetry) -> Rc<Self> {
+        Self::watched(pod, telemetry, Watch::default())
+    }
+
+    /// The same, with somebody who may follow a connection.
+    #[must_use]
+    pub fn watched(pod: PodName, telemetry: Telemetry, watch: Watch) -> Rc<Self> {
         Rc::new(Self {
             pod,
             telemetry,
+            watch,
             pairs: KnownPairs::default(),
             open: RefCell::default(),
             next: Cell::default(),
@@ -107,6 +116,7 @@ impl Registry {
             state: RefCell::new(State::Open(None)),
             admitted: OnceCell::new(),
         });
+        self.watch.accepted(&self.pod, &connection);
         let open = Rc::clone(&connection);
         self.open.borrow_mut().insert(number, open);
         Record::new(Rc::clone(self), connection)

@@ -135,3 +135,39 @@ async fn only_what_is_wanted_is_found() {
     }
     drop((outbound, inbound));
 }
+
+#[tokio::test]
+async fn only_the_connection_that_is_watched_is_told_about_and_only_for_so_long() {
+    let name = registry().pod.clone();
+    let watch = Watch::default();
+    let registry = Registry::watched(name.clone(), Telemetry::default(), watch.clone());
+    let from = |port: u16| {
+        let client = ClientAddr(([10, 0, 0, 1], port).into());
+        registry.start(Direction::Outbound, client)
+    };
+    let mut watching = watch.follow(name.clone(), 40_000).unwrap();
+    assert!(
+        watch.follow(name.clone(), 40_001).is_none(),
+        "one at a time"
+    );
+    from(40_001).complete();
+    let inbound = ClientAddr(([10, 0, 0, 1], 40_000).into());
+    registry.start(Direction::InboundHbone, inbound).complete();
+    let record = from(40_000);
+    assert!(matches!(watching.next().await, Some(Seen::Accepted)));
+    record.connected();
+    assert!(matches!(watching.next().await, Some(Seen::Connected(_))));
+    record.traffic().add_sent(7);
+    record.complete();
+    match watching.next().await {
+        Some(Seen::Ended {
+            connection, reason, ..
+        }) => assert_eq!((connection.sent, reason), (7, Reason::Complete)),
+        other => panic!("{other:?}"),
+    }
+    drop(watching);
+    from(40_000).complete();
+    let mut next = watch.follow(name, 40_000).unwrap();
+    let told = timeout(Duration::from_millis(1), next.next()).await;
+    assert!(told.is_err(), "it ended before: {told:?}");
+}

@@ -17,6 +17,7 @@ use ztunnel_mesh::name::{PodName, PodUid};
 use super::{EnrollError, EnrollRequest, Enroller, PodState, PodStatus};
 use crate::explain::{Explainer, Explanation, Question};
 use crate::inspect::{End, Inspector, List, NodeStatus, Page, PodsGlance, Rows};
+use crate::prove::{Proof, Prover, Wanted};
 use crate::task::{Backoff, Shutdown, TaskGroup};
 use crate::telemetry::chain;
 
@@ -46,6 +47,8 @@ pub enum Request {
     Pods {},
     /// What would become of a connection, and why.
     Explain(Question),
+    /// Make a connection of a pod, and watch the wire.
+    Prove(Wanted),
     /// The node at a glance.
     Status {},
     /// What there is of something: the answer is pages, one in each line.
@@ -64,6 +67,7 @@ pub enum Outcome {
     },
     Pods(Vec<PodStatus>),
     Explained(Box<Explanation>),
+    Proof(Box<Proof>),
     Status(Box<NodeStatus>),
     /// More follow until one has an end.
     Page(Page),
@@ -160,6 +164,7 @@ async fn read_line(from: &mut BufReader<UnixStream>) -> io::Result<Outcome> {
 pub struct Answerers {
     pub enroller: Enroller,
     pub explainer: Explainer,
+    pub prover: Prover,
     pub inspector: Inspector,
     /// Told when a client asked the daemon to end, after everything is removed.
     pub stop: mpsc::Sender<()>,
@@ -306,6 +311,7 @@ async fn answer(request: Request, answerers: &Answerers) -> Answer {
     let Answerers {
         enroller,
         explainer,
+        prover,
         inspector,
         stop,
         version,
@@ -318,6 +324,17 @@ async fn answer(request: Request, answerers: &Answerers) -> Answer {
                 Err(err) => Outcome::Refused {
                     code: err.code().into(),
                     reason: err.to_string(),
+                },
+            }
+            .into();
+        }
+        Request::Prove(wanted) => {
+            let proof = prover.prove(enroller.candidates().await, &wanted);
+            return match Box::pin(proof).await {
+                Ok(proof) => Outcome::Proof(Box::new(proof)),
+                Err(err) => Outcome::Refused {
+                    code: err.code().into(),
+                    reason: chain(&err),
                 },
             }
             .into();

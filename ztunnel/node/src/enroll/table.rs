@@ -21,6 +21,7 @@ use crate::admin::{Pending, Readiness};
 use crate::capture::{NodeCapture, PodCapture};
 use crate::explain::KnownPod;
 use crate::pod::{PodStart, Workers};
+use crate::prove::Candidate;
 use crate::task::{PodNet, TaskGroup};
 use crate::telemetry::chain;
 
@@ -77,6 +78,19 @@ impl Pod {
                 problem: chain(why),
             },
             unrepaired: None,
+        }
+    }
+
+    fn known(&self) -> KnownPod {
+        let (served, listeners) = match &self.hold {
+            Hold::Live { ports, .. } => (true, Arc::clone(ports)),
+            Hold::Leaving(_) | Hold::Lost { .. } => (false, Arc::default()),
+        };
+        KnownPod {
+            name: self.record.pod(),
+            addresses: self.addresses.clone(),
+            listeners,
+            served,
         }
     }
 
@@ -230,19 +244,22 @@ impl Enroller {
     /// Every pod, as the table has it: nothing is measured.
     pub async fn known(&self) -> Vec<KnownPod> {
         let table = self.0.table.lock().await;
-        let known = |pod: &Pod| {
-            let (served, listeners) = match &pod.hold {
-                Hold::Live { ports, .. } => (true, Arc::clone(ports)),
-                Hold::Leaving(_) | Hold::Lost { .. } => (false, Arc::default()),
-            };
-            KnownPod {
-                name: pod.record.pod(),
-                addresses: pod.addresses.clone(),
-                listeners,
-                served,
-            }
+        table.pods.values().map(Pod::known).collect()
+    }
+
+    /// Every pod, with what is wrong with its capture, for somebody who wants to connect as one of them.
+    pub async fn candidates(&self) -> Vec<Candidate> {
+        let table = self.0.table.lock().await;
+        let candidate = |pod: &Pod| Candidate {
+            uid: pod.record.uid.clone(),
+            known: pod.known(),
+            netns: match &pod.hold {
+                Hold::Live { netns, .. } => Some(Arc::clone(netns)),
+                Hold::Leaving(_) | Hold::Lost { .. } => None,
+            },
+            problem: self.status(pod).problem,
         };
-        table.pods.values().map(known).collect()
+        table.pods.values().map(candidate).collect()
     }
 
     /// Unenrolls every pod and detaches from the node: nothing of the daemon is left in the kernel.

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-use tracing::debug;
+use tracing::field::display;
+use tracing::{debug, debug_span};
 use ztunnel_hbone::{Authority, ProxyHeader};
 use ztunnel_mesh::Workload;
 use ztunnel_mesh::addr::{AppAddr, ClientAddr, HboneAddr};
@@ -22,7 +24,7 @@ use crate::identity::IdentityError;
 use crate::own_pod::{WorkloadUnknown, baggage};
 use crate::relay::{self, ResetOnDrop};
 use crate::state::LOOKUP_WAIT;
-use crate::telemetry::{Counting, Direction, Party};
+use crate::telemetry::{Counting, Direction, Party, within};
 use crate::tunnel::{AcceptError, Incoming, Request, TunnelFacts, accept};
 
 /// Questions that one address may need: whose it is, and what the waypoints of those are; hardly ever more than one.
@@ -68,6 +70,17 @@ pub(super) async fn serve(
     client: ClientAddr,
     local: SocketAddr,
 ) {
+    let span = debug_span!("tunnel", src = %client, dst = %local, pod = %inner.pod.name);
+    let served = pin!(serve_tunnel(inner, accepted, client, local));
+    within(span, served).await;
+}
+
+async fn serve_tunnel(
+    inner: &Rc<Inner>,
+    accepted: TcpStream,
+    client: ClientAddr,
+    local: SocketAddr,
+) {
     let connections = &inner.pod.connections;
     let metrics = &connections.metrics().tunnels;
     let _open = connections.socket(Direction::InboundHbone);
@@ -91,6 +104,14 @@ pub(super) async fn serve(
         .accept_seconds
         .observe(began.elapsed().as_secs_f64());
     let _served = Counting::one(&metrics.served);
+    let TunnelFacts { peer, tls } = incoming.facts();
+    let peer = peer.as_ref().map(|peer| display(peer.identity()));
+    debug!(
+        peer,
+        cipher = tls.cipher,
+        key_exchange = tls.key_exchange,
+        "tunnel accepted"
+    );
     // From here on every stream has a record of its own.
     record.dismiss();
     let tunnel = Rc::new(Tunnel {
@@ -108,9 +129,9 @@ pub(super) async fn serve(
         })
         .await;
     match ended {
-        Ok(()) => debug!(%client, "tunnel closed"),
+        Ok(()) => debug!("tunnel closed"),
         Err(error) => {
-            debug!(%client, error = &error as &dyn std::error::Error, "tunnel broke");
+            debug!(error = &error as &dyn std::error::Error, "tunnel broke");
         }
     }
 }
@@ -141,7 +162,18 @@ async fn serve_stream(inner: &Inner, tunnel: &Tunnel, request: Request) {
         facts.tls_cipher = Some(tunnel.facts.tls.cipher);
         facts.tls_key_exchange = Some(tunnel.facts.tls.key_exchange);
     }
-    match carry(inner, tunnel, &record, request).await {
+    let span = {
+        let asked = request.asked().ok();
+        let dst = asked.map(|asked| display(&asked.authority));
+        let trace = asked.and_then(|asked| asked.trace.as_ref());
+        let trace = trace.map(|trace| display(trace.trace_id()));
+        debug_span!("inbound", src = %tunnel.client, dst, pod = %inner.pod.name, trace)
+    };
+    let carried = {
+        let carried = pin!(carry(inner, tunnel, &record, request));
+        within(span, carried).await
+    };
+    match carried {
         Ok(()) => record.complete(),
         Err(err) => record.failed(err.reason(), err),
     }
@@ -166,8 +198,9 @@ async fn carry(
                 facts.authority = Some(asked.authority.clone());
             }
             let authority = authority(&asked.authority);
+            let reaching = Box::pin(reach(inner, tunnel, record, &authority));
             tokio::select! {
-                reached = record.unless_cut(Box::pin(reach(inner, tunnel, record, &authority))) => {
+                reached = record.unless_cut(reaching) => {
                     reached.unwrap_or_else(|cut| Err(cut.into()))
                 }
                 err = request.canceled() => Err(InboundError::ClientGone(err)),
@@ -191,10 +224,16 @@ async fn carry(
     drop(workload);
     let stream = opened.map_err(InboundError::ClientGone)?;
     record.connected();
-    let introduced = introduce(inner, &mut app, at, &header);
-    record.unless_cut(introduced).await??;
-    let joined = relay::join(app, stream, record.traffic());
-    Ok(record.unless_cut(joined).await??)
+    debug!(app = %at, "app accepted");
+    {
+        let introduced = pin!(introduce(inner, &mut app, at, &header));
+        record.unless_cut(introduced).await??;
+    }
+    let joined = pin!(relay::join(app, stream, record.traffic()));
+    let joined = record.unless_cut(joined).await;
+    let (bytes_out, bytes_in) = (record.traffic().sent(), record.traffic().received());
+    debug!(bytes_out, bytes_in, "relay ended");
+    Ok(joined??)
 }
 
 /// A stream whose app has accepted.
@@ -259,6 +298,7 @@ async fn reach(
         None => Vec::new(),
     };
     let at = target.app;
+    debug!(app = %at, "permitted");
     let app = inner.deliver(permit, tunnel.client, at, target.hop).await?;
     Ok(Reached {
         workload,
@@ -301,4 +341,13 @@ fn authority(asked: &Authority) -> inbound::Authority {
             port: *port,
         },
     }
+}
+
+/// What a stream takes for as long as it lasts.
+#[cfg(test)]
+pub(super) fn stream_size() -> usize {
+    fn size<'a, F: Future>(_: impl FnOnce(&'a Inner, &'a Tunnel, Request) -> F) -> usize {
+        size_of::<F>()
+    }
+    size(serve_stream)
 }

@@ -176,3 +176,23 @@ impl Inner {
             .map_err(|source| InboundError::App { app, source })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What connections take for as long as they last.
+    #[test]
+    fn connections_take_little_memory() {
+        fn size<'a, F: Future>(_: impl FnOnce(&'a Inbound, TcpStream) -> F) -> usize {
+            size_of::<F>()
+        }
+        for (bytes, most) in [
+            (size(Inbound::serve_hbone), 10 * 1024),
+            (size(Inbound::serve_plaintext), 2560),
+            (hbone::stream_size(), 3584),
+        ] {
+            assert!(bytes <= most, "{bytes}, not {most}");
+        }
+    }
+}

@@ -2,9 +2,11 @@
 //! is allowed; such a client has no identity.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
+use tracing::{debug, debug_span};
 use ztunnel_mesh::addr::ClientAddr;
 use ztunnel_mesh::authorize::Peer;
 use ztunnel_mesh::inbound::{LastHop, plaintext_target};
@@ -13,7 +15,7 @@ use super::Inner;
 use super::error::InboundError;
 use crate::connections::Record;
 use crate::relay::{self, FarError, ResetOnDrop};
-use crate::telemetry::{Direction, Party};
+use crate::telemetry::{Direction, Party, within};
 
 pub(super) async fn serve(
     inner: &Inner,
@@ -27,8 +29,13 @@ pub(super) async fn serve(
         .connections
         .start(Direction::InboundPlaintext, client);
     record.facts().dst_addr = Some(local);
-    let carried = carry(inner, &record, ResetOnDrop::new(accepted), client, local);
-    match record.unless_cut(carried).await {
+    let span = debug_span!("inbound", src = %client, dst = %local, pod = %inner.pod.name);
+    let carried = {
+        let accepted = ResetOnDrop::new(accepted);
+        let carried = pin!(carry(inner, &record, accepted, client, local));
+        record.unless_cut(within(span, carried)).await
+    };
+    match carried {
         Ok(Ok(())) => record.complete(),
         Ok(Err(err)) => record.failed(err.reason(), err),
         Err(cut) => record.failed(cut.reason(), cut),
@@ -48,7 +55,10 @@ async fn carry(
             return Err(InboundError::ClientGone(FarError::Broken(err)));
         }
     };
-    Ok(relay::join_tcp(app, accepted, record.traffic()).await?)
+    let joined = relay::join_tcp(app, accepted, record.traffic()).await;
+    let (bytes_out, bytes_in) = (record.traffic().sent(), record.traffic().received());
+    debug!(bytes_out, bytes_in, "relay ended");
+    Ok(joined?)
 }
 
 /// The checks in the order of the contract, then the app.
@@ -80,6 +90,7 @@ async fn reach(
         record.opened();
         inner.admit(record, &mesh, peer, app)?
     };
+    debug!(%app, "permitted");
     let app = inner
         .deliver(permit, client, app, LastHop::AsClient)
         .await?;

@@ -168,7 +168,7 @@ impl Inspector {
                 pages(move || (all, end), |all| Rows::Certificates(all.to_vec()))
             }
             List::Connections(wanted) => {
-                let found = self.find(wanted).await?;
+                let found = self.connections(wanted).await?;
                 let end = End::new(found.open, found.matched, found.chosen.len());
                 let row = ConnectionRow::new;
                 pages(
@@ -179,7 +179,11 @@ impl Inspector {
         })
     }
 
-    async fn find(&self, wanted: Wanted) -> Result<Found, Busy> {
+    /// Which connections are open.
+    ///
+    /// # Errors
+    /// When the workers are too busy to say it.
+    pub async fn connections(&self, wanted: Wanted) -> Result<Found, Busy> {
         let found = timeout(WORKERS_DEADLINE, self.workers.find(wanted)).await;
         found.map_err(|_| Busy)
     }

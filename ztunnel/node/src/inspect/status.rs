@@ -129,7 +129,7 @@ impl Inspector {
             direction: Some(way),
             ..Wanted::nothing_but_numbers()
         };
-        Ok(self.find(wanted).await?.matched)
+        Ok(self.connections(wanted).await?.matched)
     }
 }
 

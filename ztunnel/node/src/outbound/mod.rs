@@ -8,15 +8,18 @@
 
 mod resolve;
 
+use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-use tracing::debug;
+use tracing::field::{Empty, display};
+use tracing::{Level, Span, debug, debug_span, enabled};
 use ztunnel_hbone::{Authority, Connect, Traceparent};
 use ztunnel_mesh::addr::{self, ClientAddr, HboneAddr, OrigDst};
 use ztunnel_mesh::decide::{Decision, DoubleHboneRoute, Drawn, HboneRoute, Route, decide};
@@ -32,7 +35,7 @@ use crate::own_pod::{OwnPod, WorkloadUnknown, baggage};
 use crate::relay::{self, RelayError, ResetOnDrop};
 use crate::state::{LOOKUP_WAIT, LookupTimeout};
 use crate::task::{LocalTasks, Shutdown};
-use crate::telemetry::{Direction, Party};
+use crate::telemetry::{Direction, Party, within};
 use crate::tunnel::{Destination, OpenError, Opened, Pool, Stream, TunnelFacts, TunnelSettings};
 
 pub use resolve::{ResolveError, Resolver, ResolverConfig};
@@ -223,8 +226,13 @@ impl Outbound {
         let _open = self.pod.connections.socket(Direction::Outbound);
         let record = self.pod.connections.start(Direction::Outbound, src);
         record.facts().dst_addr = Some(dst.0);
-        let carried = self.carry(&record, ResetOnDrop::new(accepted), src, dst);
-        match record.unless_cut(carried).await {
+        let (pod, trace) = (&self.pod.name, Empty);
+        let span = debug_span!("outbound", %src, %dst, %pod, trace);
+        let carried = {
+            let carried = pin!(self.carry(&record, ResetOnDrop::new(accepted), src, dst));
+            record.unless_cut(within(span, carried)).await
+        };
+        match carried {
             Ok(Ok(())) => record.complete(),
             Ok(Err(err)) => record.failed(err.reason(), err),
             Err(cut) => record.failed(cut.reason(), cut),
@@ -242,11 +250,13 @@ impl Outbound {
             reached = Box::pin(self.reach(record, src, dst)) => reached?,
             err = relay::broken(app.get()) => return Err(OutboundError::AppGone(err)),
         };
-        match reached {
-            Reached::Tcp(far) => relay::join_tcp(app, far, record.traffic()).await?,
-            Reached::Stream(far) => relay::join(app, far, record.traffic()).await?,
-        }
-        Ok(())
+        let joined = match reached {
+            Reached::Tcp(far) => relay::join_tcp(app, far, record.traffic()).await,
+            Reached::Stream(far) => relay::join(app, far, record.traffic()).await,
+        };
+        let (bytes_out, bytes_in) = (record.traffic().sent(), record.traffic().received());
+        debug!(bytes_out, bytes_in, "relay ended");
+        Ok(joined?)
     }
 
     async fn reach(
@@ -275,10 +285,14 @@ impl Outbound {
                 next_hop,
                 service,
             } = decided;
+            let workload_uid = next_hop.as_ref().map(|next_hop| &*next_hop.uid);
+            let (protocol, to) = told(&route);
+            debug!(protocol, next_hop = %to, workload_uid, "decided");
             let attempt = attempts.begin(drawn).inspect_err(|_| record.opened())?;
             {
                 let mut facts = record.facts();
                 (facts.hbone, facts.next_hop, facts.authority) = (None, None, None);
+                facts.double = false;
                 facts.dst_identity = next_hop.as_ref().map(|next_hop| next_hop.identity());
                 facts.dst = next_hop.map_or(Party::Unknown, Party::Workload);
                 facts.service = service;
@@ -319,6 +333,7 @@ impl Outbound {
                 Ok(Reached::through(opened, record))
             }
             Route::DoubleHbone(route) => {
+                record.facts().double = true;
                 let ways = self.two_tunnels(record, src, workload, route, within);
                 Ok(Reached::through(ways.await?, record))
             }
@@ -326,6 +341,7 @@ impl Outbound {
             Route::Named(route) => {
                 let hostname = Arc::clone(&route.hostname);
                 let addresses = self.resolver.resolve(&hostname, route.families).await?;
+                debug!(%hostname, ?addresses, "name resolved");
                 let route = route.resolved(&addresses, workload, &mut Random);
                 let route = route.map_err(OutboundError::Refused)?;
                 Box::pin(self.follow(record, src, workload, route, within)).await
@@ -353,6 +369,7 @@ impl Outbound {
                     Decision::Lookup(key) => key,
                 }
             };
+            debug!(key = ?lacking, "control plane asked");
             self.pod.mesh.look_up(lacking, deadline).await?;
         }
         Err(OutboundError::Lookups { to: dst })
@@ -365,6 +382,7 @@ impl Outbound {
     ) -> Result<ResetOnDrop, OutboundError> {
         let usual = self.settings.connect_timeout;
         let after = within.map_or(usual, |within| within.min(usual));
+        debug!(%to, "connecting in plain TCP");
         let tcp = timeout(after, self.pod.net.connect(to))
             .await
             .map_err(|_| OutboundError::Timeout { to, after })?
@@ -400,11 +418,22 @@ impl Outbound {
             expected: Arc::clone(&route.expected),
         };
         let connect = || {
+            debug!(%peer, "no tunnel has room, dialing");
             let net = self.pod.net.clone();
             async move { net.connect(peer.0).await }
         };
+        debug!(%peer, authority = %route.authority, "stream asked for");
         let opened = self.pool.open_within(within, &to, &request, connect);
-        Ok(opened.await?)
+        let opened = opened.await?;
+        let TunnelFacts { peer, tls } = &opened.tunnel;
+        let peer = peer.as_ref().map(Principal::identity).map(display);
+        debug!(
+            peer,
+            cipher = tls.cipher,
+            key_exchange = tls.key_exchange,
+            "stream accepted"
+        );
+        Ok(opened)
     }
 
     /// By way of a network gateway, which passes on the bytes of a tunnel that ends behind it.
@@ -428,6 +457,7 @@ impl Outbound {
             credential: self.pod.credential(workload).await?,
             expected: inner,
         };
+        debug!(%gateway, "tunnel inside of the stream asked for");
         self.pool
             .open_inside(way.stream, &to, &request)
             .await
@@ -443,13 +473,27 @@ fn request<'a>(
     route: &'a HboneRoute,
 ) -> Connect<'a> {
     let new = || Traceparent::new(rand::random(), rand::random());
+    let trace = *record.facts().trace.get_or_insert_with(new);
+    if enabled!(Level::DEBUG) {
+        Span::current().record("trace", display(trace.trace_id()));
+    }
     Connect {
         authority: authority(&route.authority),
         baggage: baggage(workload),
         from: src.0,
         service: route.service.as_deref(),
         network: None,
-        trace: *record.facts().trace.get_or_insert_with(new),
+        trace,
+    }
+}
+
+/// A route for the log: what carries it, and where to.
+fn told(route: &Route) -> (&'static str, &dyn Display) {
+    match route {
+        Route::Direct { to } => ("TCP", to),
+        Route::Hbone(route) => ("HBONE", &route.peer),
+        Route::DoubleHbone(route) => ("DOUBLEHBONE", &route.outer.peer),
+        Route::Named(route) => ("by name", &route.hostname),
     }
 }
 

@@ -162,6 +162,7 @@ impl Node {
             service_account: name.into(),
         };
         let node = OwnNode {
+            watch: crate::connections::Watch::default(),
             name: NODE.into(),
             network: "".into(),
             mesh: self.mesh.clone(),
@@ -527,4 +528,14 @@ fn a_cut_pod_resets_its_connections() {
             ])
             .await;
     });
+}
+
+/// What a connection takes for as long as it lasts.
+#[test]
+fn a_connection_takes_little_memory() {
+    fn size<'a, F: Future>(_: impl FnOnce(&'a Outbound, TcpStream) -> F) -> usize {
+        size_of::<F>()
+    }
+    let bytes = size(Outbound::serve);
+    assert!(bytes <= 2048, "{bytes}");
 }

@@ -74,6 +74,8 @@ pub struct Facts {
     pub next_hop: Option<SocketAddr>,
     /// The 15008 that the stream goes to, or came in by.
     pub hbone: Option<HboneAddr>,
+    /// Whether there is a second tunnel inside of the first.
+    pub double: bool,
     /// What the CONNECT asks for.
     pub authority: Option<Authority>,
     pub tls_cipher: Option<&'static str>,

@@ -16,6 +16,7 @@ mod pair;
 mod pairs;
 mod party;
 mod series;
+mod span;
 mod traffic;
 
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub use pair::Pair;
 pub use pairs::KnownPairs;
 pub use party::Party;
 pub use series::SeriesTable;
+pub use span::within;
 pub use traffic::Traffic;
 
 /// Where everything that serves connections counts and tells.

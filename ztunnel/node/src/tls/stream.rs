@@ -22,8 +22,7 @@ use super::session::{Received, Session};
 /// A session, and what it goes through.
 pub struct TlsStream<IO> {
     io: IO,
-    /// The keys make it large, and streams are moved before they are used.
-    session: Box<Session>,
+    session: Session,
     incoming: Incoming,
     outgoing: Outgoing,
     state: State,
@@ -42,7 +41,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
     pub(super) fn new(io: IO, session: Session, data: Vec<u8>, records: Vec<u8>) -> Self {
         Self {
             io,
-            session: Box::new(session),
+            session,
             incoming: Incoming::new(data, records),
             outgoing: Outgoing::default(),
             state: State::Open,

@@ -4,9 +4,10 @@
 //! next workload is found when there is room for it. Keys are sorted at every level. Public parts only: of secrets
 //! there is nothing in what a dump is made from.
 //!
-//! Absent: `connections` of the pods, and of `config` what has no meaning for this daemon.
+//! Absent: of `config` what has no meaning for this daemon.
 
 mod certificate;
+mod connection;
 mod json;
 mod policy;
 mod service;
@@ -29,6 +30,8 @@ use ztunnel_mesh::{Mesh, Policy, Service, Workload};
 
 use certificate::ShownSet;
 pub use certificate::{CertificateSet, CertificateState};
+pub use connection::ConnectionEntry;
+use connection::ShownConnections;
 use json::{Members, Pieces, Section, element, field};
 use policy::ShownPolicy;
 use service::{ShownService, shown_endpoints};
@@ -49,6 +52,8 @@ pub struct PodEntry {
     pub service_account: String,
     /// Whether it is served.
     pub up: bool,
+    /// Those that are open, each as often as there is one like it. None when that is not known.
+    pub connections: Option<Vec<ConnectionEntry>>,
 }
 
 /// Where the parts of a dump that are not of the mesh come from.
@@ -81,11 +86,20 @@ impl ConfigDump {
     }
 
     pub(super) async fn answer(&self) -> Response {
-        let Ok(turn) = Arc::clone(&self.running).try_acquire_owned() else {
+        let Some(pieces) = self.pieces().await else {
             let mut response = Response::new("other dumps are being made\n".into());
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             return response;
         };
+        let mut response = Response::new(Body::Pieces(Box::new(pieces)));
+        let json = HeaderValue::from_static("application/json");
+        response.headers_mut().insert(CONTENT_TYPE, json);
+        response
+    }
+
+    /// A dump, each piece of which is made when it is asked for. None: too many are being made.
+    pub async fn pieces(&self) -> Option<impl Iterator<Item = Bytes> + Send + 'static> {
+        let turn = Arc::clone(&self.running).try_acquire_owned().ok()?;
         let pods = self.sources.pods().await;
         let rest = Rest {
             certificates: self.sources.certificates(),
@@ -93,14 +107,10 @@ impl ConfigDump {
             config: self.sources.config(),
             version: self.sources.version(),
         };
-        let pieces = pieces(self.mesh.load(), rest).inspect(move |_| {
+        Some(pieces(self.mesh.load(), rest).inspect(move |_| {
             // Kept as long as it is being made.
             let _ = &turn;
-        });
-        let mut response = Response::new(Body::Pieces(Box::new(pieces)));
-        let json = HeaderValue::from_static("application/json");
-        response.headers_mut().insert(CONTENT_TYPE, json);
-        response
+        }))
     }
 }
 
@@ -154,7 +164,10 @@ fn pieces(mesh: Arc<Mesh>, rest: Rest) -> impl Iterator<Item = Bytes> + Send + '
         Box::new(|| Section::Value("staticConfig", nothing)),
         Box::new(|| Section::Value("version", version)),
         Box::new(|| {
-            let shown = |pod: PodEntry| field(&pod.uid, &ShownPod::from(&pod));
+            let shown = |pod: PodEntry| {
+                let uid = pod.uid.clone();
+                field(&uid, &ShownPod::from(pod))
+            };
             Section::Object("workloadState", members(pods, shown))
         }),
         Box::new(move || {
@@ -233,26 +246,29 @@ by!(ByHostname, Service, key.hostname, key.namespace);
 
 /// The fields in the order of their names.
 #[derive(Serialize)]
-struct ShownPod<'a> {
-    info: ShownInfo<'a>,
+struct ShownPod {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connections: Option<ShownConnections>,
+    info: ShownInfo,
     state: &'static str,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct ShownInfo<'a> {
-    name: &'a str,
-    namespace: &'a str,
-    service_account: &'a str,
+struct ShownInfo {
+    name: String,
+    namespace: String,
+    service_account: String,
 }
 
-impl<'a> From<&'a PodEntry> for ShownPod<'a> {
-    fn from(pod: &'a PodEntry) -> Self {
+impl From<PodEntry> for ShownPod {
+    fn from(pod: PodEntry) -> Self {
         Self {
+            connections: pod.connections.map(ShownConnections::from),
             info: ShownInfo {
-                name: &pod.name,
-                namespace: &pod.namespace,
-                service_account: &pod.service_account,
+                name: pod.name,
+                namespace: pod.namespace,
+                service_account: pod.service_account,
             },
             state: if pod.up { "Up" } else { "Pending" },
         }

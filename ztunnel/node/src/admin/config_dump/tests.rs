@@ -505,6 +505,7 @@ fn pods_settings_and_version_are_what_the_daemon_says() {
         namespace: "shop".into(),
         service_account: "cart".into(),
         up,
+        connections: None,
     };
     let rest = Rest {
         certificates: Vec::new(),
@@ -521,6 +522,63 @@ fn pods_settings_and_version_are_what_the_daemon_says() {
     assert_eq!(shown["workloadState"], expected);
     assert_eq!(shown["config"]["b"]["a"][1], json!({"x": null}));
     assert_eq!(shown["version"], json!({"version": "1"}));
+}
+
+#[test]
+fn connections_of_a_pod_are_shown_once_each() {
+    let at = |text: &str| text.parse().unwrap();
+    let inbound = |client, hostname: Option<&str>, identified| ConnectionEntry::Inbound {
+        client: at(client),
+        hostname: hostname.map(str::to_owned),
+        app: at("10.1.0.9:8080"),
+        identified,
+    };
+    let outbound = |app, next_hop, tunnels| ConnectionEntry::Outbound {
+        app: at(app),
+        dialed: at("10.96.0.10:80"),
+        next_hop: at(next_hop),
+        tunnels,
+    };
+    let connections = vec![
+        // Two streams of a tunnel, and one that asked for something else.
+        inbound("10.1.0.7:40868", Some("cart.shop"), true),
+        inbound("10.1.0.7:40868", None, true),
+        inbound("10.1.0.7:40868", Some("cart.shop"), true),
+        inbound("[fd00::8]:1", None, false),
+        outbound("10.1.0.9:3", "10.9.0.1:15008", 2),
+        outbound("10.1.0.9:2", "10.1.0.7:15008", 1),
+        outbound("10.1.0.9:1", "10.1.0.8:8080", 0),
+    ];
+    let pod = PodEntry {
+        uid: "a".into(),
+        name: "cart-0".into(),
+        namespace: "shop".into(),
+        service_account: "cart".into(),
+        up: true,
+        connections: Some(connections),
+    };
+    let shown = dump(
+        Mesh::default(),
+        Rest {
+            pods: vec![pod],
+            ..rest()
+        },
+    );
+    let row = |src: &str, original: Value, actual: &str, protocol: &str| json!({"actualDst": actual, "originalDst": original, "protocol": protocol, "src": src});
+    let (app, dialed) = ("10.1.0.9:8080", json!("10.96.0.10:80"));
+    let expected = json!({
+        "inbound": [
+            row("10.1.0.7:40868", Value::Null, app, "HBONE"),
+            row("10.1.0.7:40868", json!("cart.shop"), app, "HBONE"),
+            row("[fd00::8]:1", Value::Null, app, "TCP"),
+        ],
+        "outbound": [
+            row("10.1.0.9:1", dialed.clone(), "10.1.0.8:8080", "TCP"),
+            row("10.1.0.9:2", dialed.clone(), "10.1.0.7:15008", "HBONE"),
+            row("10.1.0.9:3", dialed, "10.9.0.1:15008", "DOUBLEHBONE"),
+        ],
+    });
+    assert_eq!(shown["workloadState"]["a"]["connections"], expected);
 }
 
 #[test]
