@@ -15,6 +15,7 @@ mod metrics;
 mod pair;
 mod pairs;
 mod party;
+mod recent;
 mod series;
 mod traffic;
 
@@ -30,6 +31,7 @@ pub use metrics::{MOST_PAIRS, Metrics, TunnelMetrics, XdsMetrics};
 pub use pair::Pair;
 pub use pairs::KnownPairs;
 pub use party::Party;
+pub use recent::RecentFailures;
 pub use series::SeriesTable;
 pub use traffic::Traffic;
 
@@ -51,6 +53,8 @@ impl Telemetry {
         metrics.ended(ended.direction, ended.reason, bytes);
         if tells(Ended::level(ended.reason, ended.opened)) {
             self.log.connection(ended);
+        } else {
+            self.log.failures().keep(ended);
         }
     }
 
