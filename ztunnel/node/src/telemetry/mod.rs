@@ -32,7 +32,7 @@ pub use pair::Pair;
 pub use pairs::KnownPairs;
 pub use party::Party;
 pub use recent::RecentFailures;
-pub use series::SeriesTable;
+pub use series::{SeriesTable, Talk, TalkEnd, Talks};
 pub use traffic::Traffic;
 
 /// Where everything that serves connections counts and tells.
