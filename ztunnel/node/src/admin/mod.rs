@@ -7,6 +7,7 @@ mod config_dump;
 mod guard;
 mod http;
 mod logging;
+mod page;
 mod readiness;
 mod server;
 mod stats;
@@ -18,6 +19,7 @@ use ::http::header::{CONTENT_TYPE, HeaderValue};
 
 pub use config_dump::{CertificateSet, CertificateState, ConfigDump, PodEntry, Sources};
 pub use http::{Body, HttpListener, Limits, Request, Response};
+pub use page::{Page, PageSource};
 pub use readiness::{Pending, Readiness};
 pub use server::{ADMIN_PORT, Admin};
 pub use stats::{STATS_PORT, stats};
