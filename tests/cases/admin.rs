@@ -313,6 +313,13 @@ fn those_who_may_not_ask_change_nothing_and_learn_nothing() {
             "Host: localhost\r\nSec-Fetch-Site: cross-site\r\n",
             403,
         ),
+        ("GET /overview", "Host: evil.example\r\n", 403),
+        (
+            "GET /overview",
+            "Host: localhost\r\nSec-Fetch-Site: cross-site\r\n",
+            403,
+        ),
+        ("POST /overview", "Host: localhost\r\n", 405),
         ("GET /quitquitquit", "Host: localhost\r\n", 405),
         ("PUT /quitquitquit", "Host: localhost\r\n", 405),
         ("GET /logging?level=off", "Host: localhost\r\n", 405),

@@ -24,6 +24,7 @@ mod no_way;
 mod on_demand;
 mod outages;
 mod own_ports;
+mod page;
 mod policy;
 mod prove;
 mod readiness;

@@ -2,15 +2,18 @@
 //! without the mesh.
 
 mod evidence;
+mod picture;
 
 use std::env;
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use lab::{DaemonOptions, Lab, Nginx, Result};
+use lab::{DaemonOptions, Lab, LabError, Nginx, Result};
 
 use evidence::{AccessLog, Evidence};
+use picture::Wanted;
 
 const MESH: &str = "
 workloads:
@@ -27,15 +30,19 @@ const MARKER: &str = "card-4111-1111-1111-1111";
 const GREETING: &str = "hello from shop/web\n";
 
 fn main() -> ExitCode {
-    let keep = match env::args().skip(1).collect::<Vec<_>>().as_slice() {
-        [] => false,
-        [flag] if flag == "--keep" => true,
-        other => {
-            eprintln!("demo: {other:?} is not understood; the only option is --keep");
-            return ExitCode::FAILURE;
-        }
+    let args: Vec<String> = env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match args[..] {
+        [] => demo(false),
+        ["--keep"] => demo(true),
+        ["--picture", file, ref how @ ..] => Wanted::parse(how)
+            .and_then(|wanted| picture::take(Path::new(file), wanted))
+            .map(|()| true),
+        ref other => Err(LabError::new(format!(
+            "{other:?} is not understood; the options are --keep and --picture FILE [--dark] [--width PIXELS]"
+        ))),
     };
-    match demo(keep) {
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(err) => {
@@ -122,7 +129,7 @@ fn step<T>(what: &str, job: impl FnOnce() -> Result<T>) -> Result<T> {
 fn serve(lab: &Lab) -> Result<Nginx> {
     let nginx = lab.pod(SERVER).nginx(8080)?;
     std::fs::write(nginx.www().join("greeting.txt"), GREETING)
-        .map_err(|err| lab::LabError::new(format!("write the page to serve: {err}")))?;
+        .map_err(|err| LabError::new(format!("write the page to serve: {err}")))?;
     Ok(nginx)
 }
 

@@ -27,6 +27,7 @@
 //! A black box tester: it knows the wire types and the command line of the daemon, and none of its crates.
 
 mod binary;
+mod browser;
 mod control_plane;
 mod daemon;
 mod dir;
@@ -47,6 +48,7 @@ mod sync;
 mod tap;
 pub mod tester;
 
+pub use browser::{Browser, ColorScheme};
 pub use control_plane::{
     Answer, Authority, CaMode, ControlPlane, Credential, DiscoveryFault, Issued, Refused, Validity,
 };

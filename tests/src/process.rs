@@ -36,6 +36,8 @@ pub struct Program {
     log: Option<PathBuf>,
     dir: Option<PathBuf>,
     timeout: Duration,
+    /// What each of its lines ends with.
+    line_end: u8,
 }
 
 impl Program {
@@ -52,6 +54,7 @@ impl Program {
             log: None,
             dir: None,
             timeout: RUN_TIMEOUT,
+            line_end: b'\n',
         }
     }
 
@@ -81,6 +84,13 @@ impl Program {
     #[must_use]
     pub fn log(mut self, file: impl Into<PathBuf>) -> Self {
         self.log = Some(file.into());
+        self
+    }
+
+    /// Its lines, in and out, end with a zero byte instead of a newline.
+    #[must_use]
+    pub fn zero_terminated(mut self) -> Self {
+        self.line_end = 0;
         self
     }
 
@@ -146,10 +156,12 @@ impl Program {
     pub fn spawn(&self, ns: &Namespace) -> Result<Process> {
         let (mut child, shown) = self.start(ns)?;
         let stdin = child.stdin.take();
+        let line_end = self.line_end;
         let lines = child.stdout.take().map(|stdout| {
             let (tx, rx) = channel();
             thread::spawn(move || {
-                for line in BufReader::new(stdout).lines() {
+                for line in BufReader::new(stdout).split(line_end) {
+                    let line = line.map(|line| String::from_utf8_lossy(&line).into_owned());
                     if line.is_err() || line.is_ok_and(|line| tx.send(line).is_err()) {
                         break;
                     }
@@ -164,6 +176,7 @@ impl Program {
             stdin,
             lines,
             stderr,
+            line_end,
         })
     }
 
@@ -243,6 +256,7 @@ pub struct Process {
     stdin: Option<ChildStdin>,
     lines: Option<Receiver<String>>,
     stderr: Option<JoinHandle<Vec<u8>>>,
+    line_end: u8,
 }
 
 impl Process {
@@ -287,7 +301,9 @@ impl Process {
             .stdin
             .as_mut()
             .ok_or_else(|| LabError::new(format!("the input of `{}` is closed", self.shown)))?;
-        writeln!(stdin, "{line}")
+        let line = [line.as_bytes(), &[self.line_end]].concat();
+        stdin
+            .write_all(&line)
             .and_then(|()| stdin.flush())
             .doing(|| format!("write to `{}`", self.shown))
     }

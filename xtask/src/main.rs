@@ -22,6 +22,8 @@ usage: cargo xtask <command>
   setup              install what building and testing needs (Debian, as root); quick when nothing is missing
   build [--release]  compile the eBPF programs, then the workspace
   demo [--keep]      setup, build, then one request with and without the mesh, and what was on the wire
+  demo --picture FILE [--dark] [--width PIXELS]
+                     setup, build, then a picture of the page of a node in a small mesh (deploy/page.png)
   test               setup, build, format check, clippy, unit tests, end-to-end tests
   bench [--quick]    release build, then what the mesh costs beside no mesh and Envoy sidecars; --help for more
 ";
@@ -47,6 +49,7 @@ fn run(args: &[String]) -> Outcome {
     match args[..] {
         ["setup"] => {
             setup::setup(&workspace)?;
+            setup::browser()?;
             println!("setup: everything is in place");
             Ok(())
         }

@@ -22,6 +22,7 @@ pub(crate) fn test(workspace: &Workspace) -> Outcome {
     };
     steps.announce("setup");
     let bpf = setup::setup(workspace)?;
+    setup::browser()?;
     // `--all` reaches ebpf/programs too, which is not a default member.
     steps.run("format", cargo(&["fmt", "--all", "--check"]))?;
     steps.announce("eBPF programs");

@@ -4,6 +4,7 @@
 //! root nor a network.
 
 mod apt;
+mod browser;
 mod envoy;
 mod linker;
 mod toolchain;
@@ -14,6 +15,7 @@ use std::process::Command;
 
 use crate::shell::{self, Failure, Outcome};
 use crate::workspace::Workspace;
+pub(crate) use browser::browser;
 pub(crate) use envoy::envoy;
 pub(crate) use toolchain::Toolchain;
 

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 use ztunnel_node::admin::{
-    Admin, AdminError, ConfigDump, HttpListener, Profiles, READINESS_PORT, Readiness, stats,
+    Admin, AdminError, ConfigDump, HttpListener, Page, Profiles, READINESS_PORT, Readiness, stats,
 };
 use ztunnel_node::capture::{NodeCapture, NodeClaim};
 use ztunnel_node::connections::Watch;
@@ -19,6 +19,7 @@ use ztunnel_node::explain::Explainer;
 use ztunnel_node::identity::{CaConfig, Identities, KnownIdentity};
 use ztunnel_node::inspect::Inspector;
 use ztunnel_node::outbound::{Resolver, ResolverConfig};
+use ztunnel_node::overview::Overviews;
 use ztunnel_node::own_pod::OwnNode;
 use ztunnel_node::pod::{DaemonPod, NodeContext, Workers};
 use ztunnel_node::prove::Prover;
@@ -214,13 +215,20 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
         lately,
         readiness,
     };
+    let version = env!("CARGO_PKG_VERSION");
+    let overviews = Overviews::new(
+        inspector.clone(),
+        enroller.clone(),
+        context.node.telemetry.clone(),
+        version,
+    );
     let answerers = Answerers {
         enroller: enroller.clone(),
         prover: Prover::new(explainer.clone(), watch, own.id),
         explainer,
         inspector: inspector.clone(),
         stop,
-        version: env!("CARGO_PKG_VERSION"),
+        version,
     };
     api.serve(answerers, shutdown.clone(), &tasks);
     let (quit, mut quitting) = mpsc::channel(1);
@@ -233,6 +241,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     };
     let admin = Admin {
         dump: ConfigDump::new(context.node.mesh.clone(), daemon),
+        page: Page::new(overviews),
         levels,
         quit,
         profiles: Profiles::default(),

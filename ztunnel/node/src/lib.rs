@@ -11,6 +11,7 @@
 //! 6  pod            all sockets of one pod: bind in its namespace, start, drain, stop
 //! 7  inspect  prove    what the node knows and does, for those who look at it · a connection, and what is on the wire
 //! 8  enroll         pods table and its sources
+//! 9  overview       the node as its page shows it
 //! ```
 
 pub mod admin;
@@ -24,6 +25,7 @@ pub mod identity;
 pub mod inbound;
 pub mod inspect;
 pub mod outbound;
+pub mod overview;
 pub mod own_pod;
 pub mod pod;
 pub mod prove;

@@ -7,6 +7,7 @@ mod config_dump;
 mod guard;
 mod http;
 mod logging;
+mod page;
 mod profile;
 mod readiness;
 mod server;
@@ -21,6 +22,7 @@ pub use config_dump::{
     CertificateSet, CertificateState, ConfigDump, ConnectionEntry, PodEntry, Sources,
 };
 pub use http::{Body, HttpListener, Limits, Request, Response};
+pub use page::{Page, PageSource};
 pub use profile::Profiles;
 pub use readiness::{Pending, Readiness};
 pub use server::{ADMIN_PORT, Admin};

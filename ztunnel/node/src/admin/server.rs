@@ -5,12 +5,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, StatusCode};
 use tokio::sync::mpsc;
 
 use super::config_dump::ConfigDump;
 use super::http::{HttpListener, Limits, Request, Response};
+use super::page::Page;
 use super::profile::{self, Profiles};
 use super::{guard, logging, plain};
 use crate::task::{Shutdown, TaskGroup};
@@ -27,11 +27,11 @@ const LIMITS: Limits = Limits {
 };
 
 const PROFILES: &str = "/debug/pprof/";
-const PAGE: &str = include_str!("page.html");
 
 /// What can be asked for.
 pub struct Admin {
     pub dump: ConfigDump,
+    pub page: Page,
     pub levels: LogLevels,
     /// Told when the daemon is asked to end.
     pub quit: mpsc::Sender<()>,
@@ -54,12 +54,9 @@ impl Admin {
             return plain(StatusCode::FORBIDDEN, format!("{why}\n"));
         }
         match request.uri().path() {
-            "/" => {
-                let mut response = Response::new(PAGE.into());
-                let html = HeaderValue::from_static("text/html; charset=utf-8");
-                response.headers_mut().insert(CONTENT_TYPE, html);
-                response
-            }
+            "/" => self.page.answer(),
+            "/overview" if request.method() == Method::GET => self.page.overview().await,
+            "/overview" => plain(StatusCode::METHOD_NOT_ALLOWED, ""),
             "/config_dump" => self.dump.answer().await,
             "/logging" => logging::answer(request, &self.levels),
             "/quitquitquit" if request.method() == Method::POST => {

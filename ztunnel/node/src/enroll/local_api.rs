@@ -388,7 +388,7 @@ async fn answer(request: Request, answerers: &Answerers) -> Answer {
     .into()
 }
 
-fn glance(pods: Vec<PodStatus>) -> PodsGlance {
+pub(crate) fn glance(pods: Vec<PodStatus>) -> PodsGlance {
     let mut glance = PodsGlance::default();
     for pod in pods {
         match pod.state {

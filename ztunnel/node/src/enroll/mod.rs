@@ -12,6 +12,7 @@ mod table;
 use std::io;
 use std::path::PathBuf;
 
+pub(crate) use local_api::glance;
 pub use local_api::{Answerers, ApiError, ApiListener, Outcome, Request, call, call_list};
 pub use table::{EnrollRequest, Enroller, PodState, PodStatus};
 

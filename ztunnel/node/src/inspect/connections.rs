@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
-use ztunnel_mesh::name::Identity;
+use ztunnel_mesh::name::{Identity, PodName};
 
 use crate::connections::OpenConnection;
-use crate::telemetry::{Direction, Party};
+use crate::telemetry::{Direction, Ended, Party};
 
 /// An open connection of a pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,9 +59,9 @@ impl ConnectionRow {
             protocol: open.protocol.to_owned(),
             opened: open.opened,
             source: ConnectionEnd::new(&open.src, Some(open.client.0), open.src_identity.as_ref())
-                .or_pod(open, open.direction == Direction::Outbound),
+                .or_pod(&open.pod, open.direction == Direction::Outbound),
             destination: ConnectionEnd::new(&open.dst, open.dst_addr, open.dst_identity.as_ref())
-                .or_pod(open, open.direction != Direction::Outbound),
+                .or_pod(&open.pod, open.direction != Direction::Outbound),
             service: service.map(str::to_owned),
             via: open.via,
             tls_cipher: open.tls_cipher.map(str::to_owned),
@@ -74,6 +74,18 @@ impl ConnectionRow {
 }
 
 impl ConnectionEnd {
+    /// The source and the destination of a connection that has ended.
+    pub(crate) fn both(ended: &Ended) -> (Self, Self) {
+        let (facts, outbound) = (&ended.facts, ended.direction == Direction::Outbound);
+        let client = Some(ended.client.0);
+        let source = Self::new(&facts.src, client, facts.src_identity.as_ref());
+        let destination = Self::new(&facts.dst, facts.dst_addr, facts.dst_identity.as_ref());
+        (
+            source.or_pod(&ended.pod, outbound),
+            destination.or_pod(&ended.pod, !outbound),
+        )
+    }
+
     fn new(party: &Party, address: Option<SocketAddr>, identity: Option<&Identity>) -> Self {
         let named = party.named();
         let known = |text: &str| (!text.is_empty()).then(|| text.to_owned());
@@ -87,13 +99,13 @@ impl ConnectionEnd {
     }
 
     /// This node's own end is known before the control plane has said anything.
-    fn or_pod(self, open: &OpenConnection, own: bool) -> Self {
+    fn or_pod(self, pod: &PodName, own: bool) -> Self {
         if !own || self.name.is_some() {
             return self;
         }
         Self {
-            namespace: Some(open.pod.namespace.to_string()),
-            name: Some(open.pod.name.to_string()),
+            namespace: Some(pod.namespace.to_string()),
+            name: Some(pod.name.to_string()),
             ..self
         }
     }

@@ -20,6 +20,7 @@ pub use crate::discovery::LinkStatus;
 pub use crate::identity::{CertificateState, CertificateStatus};
 pub use connections::{ConnectionEnd, ConnectionRow};
 pub use mesh::{PolicyRow, ServicePort, ServiceRow, WorkloadRow};
+pub(crate) use status::REPAIR;
 pub use status::{Attention, Failures, NodeStatus, PodsGlance};
 
 use crate::admin::Readiness;

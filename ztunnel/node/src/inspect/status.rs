@@ -6,6 +6,9 @@ use super::{Busy, CertificateStatus, Inspector, LinkStatus, Wanted, Way};
 
 /// So much of what is alike is told.
 const SHOWN: usize = 10;
+/// What to do with a pod that is defective.
+pub(crate) const REPAIR: &str =
+    "Enroll it again, which repairs what is missing; its connections fail until then.";
 
 /// The node at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,14 +79,25 @@ impl PodsGlance {
 impl Inspector {
     /// How the node is now.
     pub async fn status(&self, version: &str, pods: PodsGlance) -> NodeStatus {
-        let mesh = self.mesh.load();
-        let (workloads, services, policies) = mesh.counts();
-        let certificates = self.identities.list();
-        let (within, failures) = self.lately.failures();
         let (inbound, outbound) = (
             self.open(Way::Inbound).await,
             self.open(Way::Outbound).await,
         );
+        self.status_with(version, pods, inbound.ok(), outbound.ok())
+    }
+
+    /// The same, for who knows how many connections are open: the workers are not asked.
+    pub(crate) fn status_with(
+        &self,
+        version: &str,
+        pods: PodsGlance,
+        inbound: Option<usize>,
+        outbound: Option<usize>,
+    ) -> NodeStatus {
+        let mesh = self.mesh.load();
+        let (workloads, services, policies) = mesh.counts();
+        let certificates = self.identities.list();
+        let (within, failures) = self.lately.failures();
         let (bad, good): (Vec<_>, Vec<_>) = certificates
             .into_iter()
             .partition(|certificate| certificate.state.is_bad());
@@ -108,8 +122,8 @@ impl Inspector {
             workloads,
             services,
             policies,
-            inbound: inbound.ok(),
-            outbound: outbound.ok(),
+            inbound,
+            outbound,
             failures: Failures {
                 within_seconds: within.as_secs(),
                 by_reason: failures
@@ -167,10 +181,7 @@ impl NodeStatus {
             );
         }
         for (pod, problem) in &self.pods.defective_such_as {
-            add(
-                format!("pod {pod} is defective: {problem}"),
-                "Enroll it again, which repairs what is missing; its connections fail until then.",
-            );
+            add(format!("pod {pod} is defective: {problem}"), REPAIR);
         }
         for certificate in self.certificates_failing.iter().take(SHOWN) {
             let why = certificate

@@ -19,6 +19,7 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 use super::access::Ended;
 use super::event::EventLines;
 use super::line::{Json, Line, Plain};
+use super::recent::RecentFailures;
 
 /// Lines that may wait to be written.
 const QUEUE: usize = 8 * 1024;
@@ -50,14 +51,19 @@ pub(super) enum Item {
 pub struct Log {
     queue: SyncSender<Item>,
     dropped: Arc<AtomicU64>,
+    failures: RecentFailures,
 }
 
 impl Log {
     /// The log, and what will come out of it.
     pub(super) fn new() -> (Self, Receiver<Item>) {
         let (queue, items) = sync_channel(QUEUE);
-        let dropped = Arc::default();
-        (Self { queue, dropped }, items)
+        let log = Self {
+            queue,
+            dropped: Arc::default(),
+            failures: RecentFailures::default(),
+        };
+        (log, items)
     }
 
     /// A log that nobody reads.
@@ -74,8 +80,11 @@ impl Log {
     pub(super) fn put(&self, item: Item) {
         match self.queue.try_send(item) {
             Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+            Err(TrySendError::Full(item) | TrySendError::Disconnected(item)) => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
+                if let Item::Connection(ended) = item {
+                    self.failures.keep(ended);
+                }
             }
         }
     }
@@ -83,6 +92,12 @@ impl Log {
     #[cfg(test)]
     pub(super) fn counter(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.dropped)
+    }
+
+    /// The connections that failed last, whether or not the log tells about them.
+    #[must_use]
+    pub fn failures(&self) -> &RecentFailures {
+        &self.failures
     }
 
     /// How many lines were dropped.
@@ -225,9 +240,9 @@ impl LogLevels {
 pub fn start_log(levels: &str, format: LogFormat) -> io::Result<(Log, LogLevels)> {
     let (filter, levels) = LogLevels::new(levels).map_err(io::Error::other)?;
     let (log, items) = Log::new();
-    let dropped = Arc::clone(&log.dropped);
+    let (dropped, failures) = (Arc::clone(&log.dropped), log.failures.clone());
     thread::Builder::new().name("log".into()).spawn(move || {
-        write_all(&items, io::stdout(), format, &dropped);
+        write_all(&items, io::stdout(), format, &dropped, &failures);
     })?;
     let lines = EventLines::new(log.clone(), format);
     tracing_subscriber::registry()
@@ -248,12 +263,13 @@ pub fn tells(level: Level) -> bool {
     }
 }
 
-/// Writes items until there can be no more.
+/// Writes items until there can be no more, and keeps the failures among them.
 pub(super) fn write_all(
     items: &Receiver<Item>,
     mut to: impl Write,
     format: LogFormat,
     dropped: &AtomicU64,
+    failures: &RecentFailures,
 ) {
     let (mut text, mut told) = (Vec::with_capacity(WRITE), 0);
     while let Ok(first) = items.recv() {
@@ -261,7 +277,10 @@ pub(super) fn write_all(
         let mut next = Some(first);
         while let Some(item) = next {
             match item {
-                Item::Connection(ended) => write_line(&mut text, format, |line| ended.write(line)),
+                Item::Connection(ended) => {
+                    write_line(&mut text, format, |line| ended.write(line));
+                    failures.keep(ended);
+                }
                 Item::Line(line) => text.extend_from_slice(&line),
                 Item::Flush(done) => waiting.push(done),
             }

@@ -15,6 +15,7 @@ mod metrics;
 mod pair;
 mod pairs;
 mod party;
+mod recent;
 mod series;
 mod span;
 mod traffic;
@@ -31,7 +32,8 @@ pub use metrics::{MOST_PAIRS, Metrics, TunnelMetrics, XdsMetrics};
 pub use pair::Pair;
 pub use pairs::KnownPairs;
 pub use party::Party;
-pub use series::SeriesTable;
+pub use recent::RecentFailures;
+pub use series::{SeriesTable, Talk, TalkEnd, Talks};
 pub use span::within;
 pub use traffic::Traffic;
 
@@ -53,6 +55,8 @@ impl Telemetry {
         metrics.ended(ended.direction, ended.reason, bytes);
         if tells(Ended::level(ended.reason, ended.opened)) {
             self.log.connection(ended);
+        } else {
+            self.log.failures().keep(ended);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Who talks to whom: the labels of Istio's traffic metrics, in their order.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use ztunnel_mesh::name::Identity;
@@ -81,6 +82,29 @@ impl Labels {
         &self.text
     }
 
+    /// Names and values, in their order.
+    pub(super) fn each(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
+        let mut rest = &*self.text;
+        std::iter::from_fn(move || {
+            let (name, after) = rest.split_once("=\"")?;
+            let (mut escaped, mut end) = (false, after.len());
+            for (at, byte) in after.bytes().enumerate() {
+                match byte {
+                    _ if escaped => escaped = false,
+                    b'\\' => escaped = true,
+                    b'"' => {
+                        end = at;
+                        break;
+                    }
+                    _ => {}
+                }
+            }
+            let (value, after) = after.split_at(end);
+            rest = after.trim_start_matches(['"', ',']);
+            Some((name, unescaped(value)))
+        })
+    }
+
     /// What stands before the flags, and after them.
     pub(super) fn parts(&self) -> (&str, &str) {
         self.text.split_at(self.flags_at)
@@ -145,4 +169,24 @@ impl Text {
         }
         self.0.push_str("\",");
     }
+}
+
+/// A value as it was before the exposition format made something else of it.
+fn unescaped(value: &str) -> Cow<'_, str> {
+    if !value.contains('\\') {
+        return Cow::Borrowed(value);
+    }
+    let mut text = String::with_capacity(value.len());
+    let mut characters = value.chars();
+    while let Some(character) = characters.next() {
+        text.push(match character {
+            '\\' => match characters.next() {
+                Some('n') => '\n',
+                Some(other) => other,
+                None => break,
+            },
+            other => other,
+        });
+    }
+    Cow::Owned(text)
 }

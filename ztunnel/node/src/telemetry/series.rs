@@ -18,8 +18,12 @@ use bytes::Bytes;
 use prometheus::IntCounter;
 use ztunnel_mesh::reason::{Reason, ResponseFlags};
 
+pub use talks::{Talk, TalkEnd, Talks};
+
 use super::Direction;
 use super::pair::{Labels, Pair};
+
+mod talks;
 
 /// How long a pair is remembered after its last connection.
 const IDLE: Duration = Duration::from_secs(15 * 60);

@@ -19,8 +19,8 @@ impl Written {
     pub(crate) fn start_as(format: LogFormat) -> (Log, Self) {
         let (log, items) = Log::new();
         let (written, dropped) = (Self::default(), log.counter());
-        let to = written.clone();
-        thread::spawn(move || log::write_all(&items, to, format, &dropped));
+        let (to, failures) = (written.clone(), log.failures().clone());
+        thread::spawn(move || log::write_all(&items, to, format, &dropped, &failures));
         (log, written)
     }
 
