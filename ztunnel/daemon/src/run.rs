@@ -15,22 +15,21 @@ use ztunnel_node::capture::{NodeCapture, NodeClaim};
 use ztunnel_node::discovery::{self, DiscoveryConfig, Link};
 use ztunnel_node::enroll::{self, Answerers, ApiListener, Enroller};
 use ztunnel_node::explain::Explainer;
-use ztunnel_node::identity::{CaConfig, Identities, KnownIdentity};
+use ztunnel_node::identity::{CaConfig, Identities};
 use ztunnel_node::inspect::Inspector;
 use ztunnel_node::outbound::{Resolver, ResolverConfig};
 use ztunnel_node::own_pod::OwnNode;
 use ztunnel_node::pod::{DaemonPod, NodeContext, Workers};
 use ztunnel_node::state::mesh_channel;
-use ztunnel_node::task::{Budget, Pace, Shutdown, TaskGroup};
-use ztunnel_node::telemetry::{
-    CounterOf, Gauges, Lately, Log, LogLevels, MOST_PAIRS, Metrics, Telemetry, chain, start_log,
-};
+use ztunnel_node::task::{Pace, Shutdown, TaskGroup};
+use ztunnel_node::telemetry::{Lately, Log, LogLevels, Metrics, Telemetry, chain, start_log};
 use ztunnel_node::tls::{self, CrlFile};
 use ztunnel_sys::cgroup::{self, OwnCgroup};
 
 use crate::admin::Daemon;
 use crate::cli::fail;
 use crate::config::Config;
+use crate::scraped::Scraped;
 
 /// The node's own resolver configuration. In a container the kubelet puts there what `dnsPolicy` says.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -120,16 +119,18 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     probes.serve(answer, shutdown.clone(), &tasks);
     tasks.spawn(readiness.clone().tell(shutdown.clone()));
 
-    let telemetry = telemetry(&config.node.istio_version, log);
-    count_tunnel_memory(&telemetry.metrics, config.tunnel.memory.clone());
+    let metrics = Metrics::new(&config.node.istio_version, config.pair_limit);
+    let telemetry = Telemetry::new(metrics, log);
+    let scraped = Scraped::new(&telemetry);
+    scraped.tunnel_memory(config.tunnel.memory.clone());
     let lately = Lately::new(Arc::clone(&telemetry.metrics));
     tasks.spawn(lately.clone().follow(shutdown.clone()));
     // Until the very end: the last scrape is not lost.
-    let (last, scraped) = (Shutdown::default(), TaskGroup::default());
+    let (last, scraping) = (Shutdown::default(), TaskGroup::default());
     scrapes.serve(
         stats(Arc::clone(&telemetry.metrics)),
         last.clone(),
-        &scraped,
+        &scraping,
     );
 
     let tls = tls_context(&config, &tasks, &shutdown);
@@ -155,7 +156,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
         tls,
     };
     let identities = Identities::new(ca, tasks.clone(), shutdown.clone());
-    count_certificates(&telemetry.metrics, identities.clone());
+    scraped.certificates(identities.clone());
 
     let names = ResolverConfig {
         resolv_conf: RESOLV_CONF.into(),
@@ -245,56 +246,8 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     enroller.stop(config.drain_deadline).await;
     tasks.drain(LAST_TASKS).await;
     last.start();
-    scraped.drain(LAST_TASKS).await;
+    scraping.drain(LAST_TASKS).await;
     Ok(())
-}
-
-fn telemetry(version: &str, log: Log) -> Telemetry {
-    let metrics = Metrics::new(version, MOST_PAIRS);
-    let lines = log.clone();
-    let dropped = CounterOf::new(
-        "ztunnel_log_dropped_total",
-        "Log lines that nobody took in time.",
-        move || lines.dropped(),
-    );
-    if let Err(error) = metrics.register(dropped) {
-        warn!(%error, "dropped log lines are not counted");
-    }
-    Telemetry::new(metrics, log)
-}
-
-fn count_certificates(metrics: &Metrics, identities: Identities) {
-    let gauges = Gauges::new(
-        "ztunnel_certificate_seconds_left",
-        "Until peers stop accepting the certificate of an identity; negative when they have.",
-        "identity",
-        move || {
-            let known = identities.known().into_iter();
-            let left = |one: KnownIdentity| Some((one.identity.to_string(), one.seconds_left()?));
-            known.filter_map(left).collect()
-        },
-    );
-    if let Err(error) = metrics.register(gauges) {
-        warn!(%error, "what is left of certificates is not told");
-    }
-}
-
-fn count_tunnel_memory(metrics: &Metrics, memory: Budget) {
-    let bytes = |count| i64::try_from(count).unwrap_or(i64::MAX);
-    let gauges = Gauges::new(
-        "ztunnel_tunnel_memory_bytes",
-        "What peers may make tunnels hold until apps take it, as reserved now and at most.",
-        "what",
-        move || {
-            vec![
-                ("reserved".to_owned(), bytes(memory.taken())),
-                ("limit".to_owned(), bytes(memory.limit())),
-            ]
-        },
-    );
-    if let Err(error) = metrics.register(gauges) {
-        warn!(%error, "the memory of tunnels is not counted");
-    }
 }
 
 /// What all certificates are used with. The revocation lists, if there are any, are in force before the first

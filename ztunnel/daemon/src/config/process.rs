@@ -83,6 +83,12 @@ pub(super) fn log(reader: &mut Reader<'_>) -> Option<Log> {
     })
 }
 
+pub(super) fn pair_limit(reader: &mut Reader<'_>) -> Option<usize> {
+    reader.value(&settings::METRICS_PAIR_LIMIT, |text| {
+        value::number(text, 1..=1_000_000)
+    })
+}
+
 pub(super) fn paths(reader: &mut Reader<'_>) -> Option<LocalPaths> {
     let api_socket = api_socket(reader);
     let state_dir = reader.value(&settings::ZTUNNEL_STATE_DIR, value::absolute_path);

@@ -144,6 +144,8 @@ settings! {
         "level or target=level, separated by commas; levels: off, error, warn, info, debug, trace", "what is logged";
     LOG_FORMAT = Value("plain"),
         "plain or json", "how it is logged";
+    METRICS_PAIR_LIMIT = Value("5000"),
+        "pairs, 1 to 1000000", "how many pairs of workloads that talk have traffic metrics of their own, at some 4 KiB each; more share one series, `overflow`";
     ZTUNNEL_API_SOCKET = Value("/var/run/ztunnel/api.sock"),
         "an absolute path of at most 107 bytes", "where enrollment is asked for";
     ZTUNNEL_STATE_DIR = Value("/var/run/ztunnel/pods"),

@@ -585,6 +585,24 @@ fn the_reference_of_reasons_is_fresh() {
 }
 
 #[test]
+fn the_reference_of_metrics_is_fresh() {
+    let written = include_str!("../../../../deploy/metrics.md");
+    assert_eq!(
+        written,
+        ztunnel_node::telemetry::catalogue::reference(),
+        "stale: run `cargo run -p ztunnel -- metrics > deploy/metrics.md`"
+    );
+}
+
+#[test]
+fn pairs_with_metrics_of_their_own_are_bounded_as_told() {
+    use ztunnel_node::telemetry::MOST_PAIRS;
+    assert_eq!(good(&[]).pair_limit, MOST_PAIRS);
+    assert_eq!(good(&["METRICS_PAIR_LIMIT=7"]).pair_limit, 7);
+    assert!(complaint(&["METRICS_PAIR_LIMIT=0"]).contains("METRICS_PAIR_LIMIT"));
+}
+
+#[test]
 fn the_reference_of_settings_is_fresh() {
     let written = include_str!("../../../../deploy/settings.md");
     assert_eq!(

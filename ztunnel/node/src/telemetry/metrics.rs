@@ -2,7 +2,7 @@
 //! gauge of something that is kept elsewhere) is a collector that a room registers.
 //!
 //! Label values come from closed lists, or from the names of things that are bounded themselves; the traffic of pairs
-//! has a table of its own ([`SeriesTable`]).
+//! has a table of its own ([`SeriesTable`]). Names and what they mean are in [`catalogue`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +16,11 @@ use prometheus::{
 };
 use ztunnel_mesh::reason::Reason;
 
+use super::catalogue::{self, Family};
 use super::series::SeriesTable;
 use super::{Direction, Reporter};
 
-/// Pairs that have series of their own.
+/// Pairs that have series of their own, unless the configuration says otherwise.
 pub const MOST_PAIRS: usize = 5_000;
 
 /// Until a connection can carry bytes, from 0.1 ms to 10 s.
@@ -67,7 +68,7 @@ pub struct TunnelMetrics {
     pub refused: IntCounterVec,
 }
 
-/// Makes metrics and registers them. Names are literals of this file, so neither fails.
+/// Makes metrics of the catalogue and registers them. So neither fails.
 struct Make<'a>(&'a Registry);
 
 impl Make<'_> {
@@ -78,21 +79,38 @@ impl Make<'_> {
         made
     }
 
-    fn counter(&self, name: &str, help: &str) -> IntCounter {
-        self.add(IntCounter::new(name, help))
+    fn counter(&self, family: &Family) -> IntCounter {
+        self.add(IntCounter::with_opts(family.opts()))
     }
 
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.add(IntCounterVec::new(Opts::new(name, help), labels))
+    fn counters(&self, family: &Family) -> IntCounterVec {
+        self.add(IntCounterVec::new(family.opts(), family.labels))
     }
 
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    fn gauge(&self, family: &Family) -> IntGauge {
+        self.add(IntGauge::with_opts(family.opts()))
     }
 
-    fn seconds(&self, name: &str, help: &str, label: &str) -> HistogramVec {
-        let opts = HistogramOpts::new(name, help).buckets(CONNECT_SECONDS.to_vec());
-        self.add(HistogramVec::new(opts, &[label]))
+    fn gauges(&self, family: &Family) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(family.opts(), family.labels))
+    }
+
+    fn seconds(&self, family: &Family) -> Histogram {
+        self.add(Histogram::with_opts(Self::histogram(family)))
+    }
+
+    fn many_seconds(&self, family: &Family) -> HistogramVec {
+        self.add(HistogramVec::new(Self::histogram(family), family.labels))
+    }
+
+    fn histogram(family: &Family) -> HistogramOpts {
+        HistogramOpts::from(family.opts()).buckets(CONNECT_SECONDS.to_vec())
+    }
+}
+
+impl Family {
+    pub(super) fn opts(&self) -> Opts {
+        Opts::new(self.name, self.help)
     }
 }
 
@@ -105,27 +123,12 @@ impl Metrics {
         let own = registry.register(Box::new(ProcessCollector::for_self()));
         own.expect("nothing else is called process_*");
         let make = Make(&registry);
-        make.gauges(
-            "istio_build",
-            "The version of this component.",
-            &["component", "tag"],
-        )
-        .with_label_values(&["ztunnel", version])
-        .set(1);
-        let overflowed = make.counter(
-            "ztunnel_metrics_overflowed_total",
-            "Connections counted in the overflow series, since too many pairs talk.",
-        );
-        let connections = make.counters(
-            "ztunnel_connections_total",
-            "Connections that have ended, by reason.",
-            &["reporter", "reason"],
-        );
-        let bytes = make.counters(
-            "ztunnel_connection_bytes_total",
-            "Bytes of connections that have ended, both ways, by reason.",
-            &["reporter", "reason"],
-        );
+        make.gauges(catalogue::BUILD)
+            .with_label_values(&["ztunnel", version])
+            .set(1);
+        let overflowed = make.counter(catalogue::METRICS_OVERFLOWED);
+        let connections = make.counters(catalogue::CONNECTIONS);
+        let bytes = make.counters(catalogue::CONNECTION_BYTES);
         let ended = Reason::ALL.iter().map(|reason| {
             [Reporter::Source, Reporter::Destination].map(|reporter| {
                 let labels = [reporter.as_str(), reason.code()];
@@ -136,30 +139,16 @@ impl Metrics {
             })
         });
         let ended = ended.collect();
-        let seconds = make.seconds(
-            "ztunnel_connect_duration_seconds",
-            "From accept until a connection can carry bytes: what the proxy adds to a connect.",
-            "path",
-        );
+        let seconds = make.many_seconds(catalogue::CONNECT_SECONDS);
         let connect_seconds = ["outbound", "inbound_hbone", "inbound_plaintext"]
             .map(|path| seconds.with_label_values(&[path]));
-        let sockets = make.gauges(
-            "istio_tcp_sockets_open",
-            "Connections that were accepted and are open.",
-            &["reporter"],
-        );
+        let sockets = make.gauges(catalogue::SOCKETS_OPEN);
         let sockets_open = [Reporter::Source, Reporter::Destination]
             .map(|reporter| sockets.with_label_values(&[reporter.as_str()]));
         let xds = XdsMetrics::new(&make);
         let tunnels = TunnelMetrics::new(&make);
-        let pods_started = make.counter(
-            "workload_manager_proxies_started_total",
-            "Pods that came to be served.",
-        );
-        let pods_stopped = make.counter(
-            "workload_manager_proxies_stopped_total",
-            "Pods that are served no more.",
-        );
+        let pods_started = make.counter(catalogue::PODS_STARTED);
+        let pods_stopped = make.counter(catalogue::PODS_STOPPED);
         Arc::new(Self {
             traffic: SeriesTable::new(most_pairs, overflowed),
             ended,
@@ -218,41 +207,19 @@ impl Metrics {
 impl XdsMetrics {
     fn new(make: &Make<'_>) -> Self {
         Self {
-            terminations: make.counters(
-                "istio_xds_connection_terminations_total",
-                "Streams from the control plane that have ended, by why.",
-                &["reason"],
-            ),
-            messages: make.counters(
-                "istio_xds_message_total",
-                "Responses of the control plane.",
-                &["url"],
-            ),
-            bytes: make.counters(
-                "istio_xds_message_bytes_total",
-                "Bytes of resources in responses of the control plane.",
-                &["url"],
-            ),
+            terminations: make.counters(catalogue::XDS_TERMINATIONS),
+            messages: make.counters(catalogue::XDS_MESSAGES),
+            bytes: make.counters(catalogue::XDS_BYTES),
         }
     }
 }
 
 impl TunnelMetrics {
     fn new(make: &Make<'_>) -> Self {
-        let served = IntGauge::new("ztunnel_tunnels_served", "Tunnels of peers to pods here.");
-        let seconds = HistogramOpts::new(
-            "ztunnel_tunnel_accept_duration_seconds",
-            "From accept until a tunnel of a peer takes streams: the TLS handshake, mostly.",
-        );
-        let seconds = Histogram::with_opts(seconds.buckets(CONNECT_SECONDS.to_vec()));
         Self {
-            served: make.add(served),
-            accept_seconds: make.add(seconds),
-            refused: make.counters(
-                "ztunnel_tunnels_refused_total",
-                "Connections to 15008 that did not become a tunnel, by reason.",
-                &["reason"],
-            ),
+            served: make.gauge(catalogue::TUNNELS_SERVED),
+            accept_seconds: make.seconds(catalogue::TUNNEL_ACCEPT_SECONDS),
+            refused: make.counters(catalogue::TUNNELS_REFUSED),
         }
     }
 }

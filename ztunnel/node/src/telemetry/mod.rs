@@ -4,6 +4,7 @@
 //! atomics that were found when the connection began, lines are formatted by the log's own thread.
 
 mod access;
+pub mod catalogue;
 mod chain;
 mod event;
 mod facts;
@@ -23,7 +24,7 @@ use std::sync::Arc;
 pub use access::Ended;
 pub use chain::chain;
 pub use facts::{Direction, Facts, Reporter};
-pub use gauges::{CounterOf, Counting, Gauges};
+pub use gauges::{Counting, Gauges, ValueOf};
 pub use lately::Lately;
 pub use log::{BadLevels, Log, LogFormat, LogLevels, directives, start_log, tells};
 pub use metrics::{MOST_PAIRS, Metrics, TunnelMetrics, XdsMetrics};

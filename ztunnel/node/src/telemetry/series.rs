@@ -19,6 +19,7 @@ use prometheus::IntCounter;
 use ztunnel_mesh::reason::{Reason, ResponseFlags};
 
 use super::Direction;
+use super::catalogue::{self, Family};
 use super::pair::{Labels, Pair};
 
 /// How long a pair is remembered after its last connection.
@@ -205,6 +206,12 @@ impl SeriesTable {
         pairs.by_labels.len()
     }
 
+    /// How many there may be.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Whether nobody has talked yet.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -230,7 +237,7 @@ impl SeriesTable {
         std::iter::from_fn(move || {
             let mut text = String::new();
             while text.len() < CHUNK {
-                let described: &Family = FAMILIES.get(family)?;
+                let described = FAMILIES.get(family)?;
                 if next == 0 && !all.is_empty() {
                     described.head(&mut text);
                 }
@@ -249,9 +256,8 @@ impl SeriesTable {
     }
 }
 
-struct Family {
-    name: &'static str,
-    help: &'static str,
+struct Exposed {
+    family: &'static Family,
     value: Value,
 }
 
@@ -263,45 +269,43 @@ enum Value {
     },
 }
 
-const FAMILIES: &[Family] = &[
-    Family {
-        name: "istio_tcp_connections_opened_total",
-        help: "Connections whose ends are known",
+const FAMILIES: &[Exposed] = &[
+    Exposed {
+        family: catalogue::TCP_OPENED,
         value: Value::Total(|series| &series.opened),
     },
-    Family {
-        name: "istio_tcp_connections_closed_total",
-        help: "Connections that have ended, by how",
+    Exposed {
+        family: catalogue::TCP_CLOSED,
         value: Value::ByFlags { failures: false },
     },
-    Family {
-        name: "istio_tcp_received_bytes_total",
-        help: "Bytes from who connected to who was connected to",
+    Exposed {
+        family: catalogue::TCP_RECEIVED,
         value: Value::Total(|series| &series.received),
     },
-    Family {
-        name: "istio_tcp_sent_bytes_total",
-        help: "Bytes back to who connected",
+    Exposed {
+        family: catalogue::TCP_SENT,
         value: Value::Total(|series| &series.sent),
     },
-    Family {
-        name: "istio_tcp_connections_failed_total",
-        help: "Connections that have ended otherwise than in order",
+    Exposed {
+        family: catalogue::TCP_FAILED,
         value: Value::ByFlags { failures: true },
     },
 ];
 
-impl Family {
+impl Exposed {
     fn head(&self, text: &mut String) {
-        let Self { name, help, .. } = self;
+        let Family {
+            name, kind, help, ..
+        } = self.family;
+        let kind = kind.as_str();
         // Writing to a string does not fail.
-        let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} counter");
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
     fn write(&self, series: &Series, text: &mut String) {
         let mut line = |flags: ResponseFlags, value: u64| {
             let (before, after) = series.labels.parts();
-            let (name, flags) = (self.name, flags.as_str());
+            let (name, flags) = (self.family.name, flags.as_str());
             let _ = writeln!(
                 text,
                 "{name}{{{before}response_flags=\"{flags}\",{after}}} {value}"
