@@ -26,6 +26,7 @@ mod outages;
 mod own_ports;
 mod policy;
 mod readiness;
+mod reference;
 mod refusals;
 mod rolling;
 mod routes;

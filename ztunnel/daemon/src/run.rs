@@ -29,7 +29,7 @@ use ztunnel_sys::cgroup::{self, OwnCgroup};
 use crate::admin::Daemon;
 use crate::cli::fail;
 use crate::config::Config;
-use crate::scraped::Scraped;
+use crate::scraped::{Queues, Scraped};
 
 /// The node's own resolver configuration. In a container the kubelet puts there what `dnsPolicy` says.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -123,6 +123,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     let telemetry = Telemetry::new(metrics, log);
     let scraped = Scraped::new(&telemetry);
     scraped.tunnel_memory(config.tunnel.memory.clone());
+    scraped.readiness(readiness.clone());
     let lately = Lately::new(Arc::clone(&telemetry.metrics));
     tasks.spawn(lately.clone().follow(shutdown.clone()));
     // Until the very end: the last scrape is not lost.
@@ -136,6 +137,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     let tls = tls_context(&config, &tasks, &shutdown);
     let (mesh, reader) = mesh_channel();
     let link = Link::default();
+    scraped.control_plane(link.clone());
     let discovery = DiscoveryConfig {
         endpoint: config.xds,
         node: config.node.description,
@@ -154,6 +156,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
         endpoint: config.ca,
         secret_ttl: config.secret_ttl,
         tls,
+        metrics: telemetry.metrics.ca.clone(),
     };
     let identities = Identities::new(ca, tasks.clone(), shutdown.clone());
     scraped.certificates(identities.clone());
@@ -178,6 +181,13 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     };
     let workers =
         Workers::start(config.worker_threads.get(), &context).map_err(StartError::Workers)?;
+    scraped.queues(Queues {
+        log: context.node.telemetry.log.clone(),
+        mesh: context.node.mesh.clone(),
+        identities: context.node.identities.clone(),
+        resolver: context.resolver.clone(),
+        workers: workers.clone(),
+    });
     if let Some(pod) = daemon_pod {
         workers.start_daemon_pod(pod).await;
     }
@@ -192,6 +202,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
         &readiness,
     )
     .await?;
+    tasks.spawn(enroller.clone().measure(shutdown.clone()));
     let (stop, mut stopped) = mpsc::channel(1);
     let explainer = Explainer {
         node: Arc::clone(&context.node.name),

@@ -3,10 +3,15 @@
 use std::sync::Arc;
 
 use tracing::warn;
+use ztunnel_node::admin::Readiness;
+use ztunnel_node::discovery::Link;
 use ztunnel_node::identity::{Identities, KnownIdentity};
+use ztunnel_node::outbound::Resolver;
+use ztunnel_node::pod::Workers;
+use ztunnel_node::state::MeshReader;
 use ztunnel_node::task::Budget;
 use ztunnel_node::telemetry::catalogue::{self, Family};
-use ztunnel_node::telemetry::{Gauges, Metrics, Telemetry, ValueOf};
+use ztunnel_node::telemetry::{Gauges, Log, Metrics, Telemetry, ValueOf};
 
 /// Where they are added.
 pub(crate) struct Scraped(Arc<Metrics>);
@@ -48,6 +53,34 @@ impl Scraped {
         });
     }
 
+    pub(crate) fn control_plane(&self, link: Link) {
+        let of = link.clone();
+        let connected = move || u64::from(of.status().connected_seconds.is_some());
+        self.value(catalogue::CONTROL_PLANE_CONNECTED, connected);
+        let rejected = move || link.status().rejected as u64;
+        self.value(catalogue::CONTROL_PLANE_REJECTED, rejected);
+    }
+
+    pub(crate) fn readiness(&self, readiness: Readiness) {
+        let ready = move || u64::from(readiness.names().is_empty());
+        self.value(catalogue::READY, ready);
+    }
+
+    pub(crate) fn queues(&self, queues: Queues) {
+        let queues = Arc::new(queues);
+        let of = Arc::clone(&queues);
+        self.gauges(catalogue::QUEUE_LENGTH, move || {
+            let all = of.lengths().into_iter();
+            all.map(|(queue, length, _)| (queue, number(length)))
+                .collect()
+        });
+        self.gauges(catalogue::QUEUE_LIMIT, move || {
+            let all = queues.lengths().into_iter();
+            all.filter_map(|(queue, _, limit)| Some((queue, number(limit?))))
+                .collect()
+        });
+    }
+
     fn gauges<F>(&self, family: &'static Family, read: F)
     where
         F: Fn() -> Vec<(String, i64)> + Send + Sync + 'static,
@@ -64,6 +97,32 @@ impl Scraped {
         if let Err(error) = self.0.register(ValueOf::new(family, read)) {
             warn!(metric = family.name, %error, "metric is not exposed");
         }
+    }
+}
+
+/// Where something may wait.
+pub(crate) struct Queues {
+    pub(crate) log: Log,
+    pub(crate) mesh: MeshReader,
+    pub(crate) identities: Identities,
+    pub(crate) resolver: Resolver,
+    pub(crate) workers: Workers,
+}
+
+impl Queues {
+    /// How much waits in each, and how much may, if that is bounded by itself.
+    fn lengths(&self) -> Vec<(String, usize, Option<usize>)> {
+        let certificates = ("certificates".to_owned(), self.identities.queued(), None);
+        let bounded = |name: String, (length, limit)| (name, length, Some(limit));
+        let mut all = vec![
+            bounded("log".to_owned(), self.log.queued()),
+            bounded("lookups".to_owned(), self.mesh.queued()),
+            bounded("names".to_owned(), self.resolver.queued()),
+            certificates,
+        ];
+        let workers = self.workers.queued().into_iter().enumerate();
+        all.extend(workers.map(|(at, queued)| bounded(format!("worker-{at}"), queued)));
+        all
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 use ztunnel_mesh::name::{PodName, PodUid};
@@ -16,13 +16,14 @@ use ztunnel_sys::socket::Liveness;
 
 use super::EnrollError;
 use super::kernel::{Captured, Kernel};
+use super::measure::Measured;
 use super::record::{Phase, Record, Records, is_unreadable, is_valid_uid};
 use crate::admin::{Pending, Readiness};
 use crate::capture::{NodeCapture, PodCapture};
 use crate::explain::KnownPod;
 use crate::pod::{PodStart, Workers};
 use crate::task::{PodNet, TaskGroup};
-use crate::telemetry::chain;
+use crate::telemetry::{PodMetrics, chain};
 
 /// The name that readiness has for it, after that of the part that does it in Istio's.
 const TASK: &str = "workload proxy manager";
@@ -60,10 +61,10 @@ pub struct PodStatus {
     pub problem: Option<String>,
 }
 
-struct Pod {
-    record: Record,
+pub(super) struct Pod {
+    pub(super) record: Record,
     addresses: Vec<IpAddr>,
-    hold: Hold,
+    pub(super) hold: Hold,
     /// Why the last repair of its capture failed.
     unrepaired: Option<String>,
 }
@@ -80,6 +81,17 @@ impl Pod {
         }
     }
 
+    pub(super) fn is_served(&self) -> bool {
+        matches!(self.hold, Hold::Live { .. })
+    }
+
+    /// Somebody has just looked at its capture.
+    pub(super) fn measured(&mut self, whole: bool) {
+        if let Hold::Live { measured, .. } = &mut self.hold {
+            *measured = Some(Measured::now(whole));
+        }
+    }
+
     /// Why it is not served although it should be: its connections are refused.
     fn unserved(&self) -> Option<&str> {
         match &self.hold {
@@ -91,13 +103,15 @@ impl Pod {
     }
 }
 
-enum Hold {
+pub(super) enum Hold {
     /// Captured and served.
     Live {
         netns: Arc<NetNs>,
         capture: Box<PodCapture>,
         /// The ports of the proxy's listeners.
         ports: Arc<[u16]>,
+        /// Whether its capture was whole when somebody last looked.
+        measured: Option<Measured>,
     },
     /// Being unenrolled; the channel closes when that is done.
     Leaving(watch::Receiver<()>),
@@ -107,12 +121,12 @@ enum Hold {
 
 /// The interface of every source of enrollment.
 #[derive(Clone)]
-pub struct Enroller(Arc<Inner>);
+pub struct Enroller(pub(super) Arc<Inner>);
 
 /// The pods, and whether more may come.
 #[derive(Default)]
-struct Table {
-    pods: BTreeMap<PodUid, Pod>,
+pub(super) struct Table {
+    pub(super) pods: BTreeMap<PodUid, Pod>,
     /// Records of pods that are captured, and nobody knows which.
     unreadable: Vec<PathBuf>,
     closed: bool,
@@ -141,11 +155,40 @@ impl Table {
         let pending = self.unserved.get_or_insert_with(|| readiness.pending(TASK));
         pending.because(told);
     }
+
+    /// Lets metrics know how many pods there are, and how they are.
+    pub(super) fn count(&self, metrics: &PodMetrics) {
+        let [mut captured, mut unmeasured, mut damaged] = [0; 3];
+        let [mut leaving, mut lost, mut unserved] = [0; 3];
+        for pod in self.pods.values() {
+            match &pod.hold {
+                Hold::Live { measured, .. } => match measured {
+                    None => unmeasured += 1,
+                    Some(measured) if measured.whole => captured += 1,
+                    Some(_) => damaged += 1,
+                },
+                Hold::Leaving(_) => leaving += 1,
+                Hold::Lost { .. } => {
+                    lost += 1;
+                    unserved += usize::from(pod.record.phase == Phase::Captured);
+                }
+            }
+        }
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        metrics.active.set(count(captured + unmeasured + damaged));
+        metrics.pending.set(count(unserved + self.unreadable.len()));
+        metrics.in_state("captured", captured);
+        metrics.in_state("unmeasured", unmeasured);
+        metrics.in_state("defective", damaged + lost);
+        metrics.in_state("leaving", leaving);
+    }
 }
 
-struct Inner {
-    kernel: Arc<Kernel>,
-    table: Mutex<Table>,
+pub(super) struct Inner {
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) table: Mutex<Table>,
+    /// There is a pod that nobody has measured.
+    pub(super) unmeasured: Notify,
     workers: Workers,
     sockets: NetnsThread,
     /// The namespace of the node itself.
@@ -182,6 +225,7 @@ impl Enroller {
         let enroller = Self(Arc::new(Inner {
             kernel: Arc::new(Kernel::new(node, records, workers.count(), liveness)),
             table: Mutex::default(),
+            unmeasured: Notify::new(),
             workers,
             sockets,
             host_cookie: host.cookie(),
@@ -226,8 +270,11 @@ impl Enroller {
 
     /// Every pod, as the kernel has it now.
     pub async fn pods(&self) -> Vec<PodStatus> {
-        let table = self.0.table.lock().await;
-        table.pods.values().map(|pod| self.status(pod)).collect()
+        let mut table = self.0.table.lock().await;
+        let pods = table.pods.values_mut();
+        let pods = pods.map(|pod| self.status(pod)).collect();
+        table.count(self.metrics());
+        pods
     }
 
     /// Every pod, as the table has it: nothing is measured.
@@ -289,7 +336,13 @@ impl Enroller {
     }
 
     async fn tell(&self) {
-        self.0.table.lock().await.tell(&self.0.readiness);
+        let mut table = self.0.table.lock().await;
+        table.tell(&self.0.readiness);
+        table.count(self.metrics());
+    }
+
+    pub(super) fn metrics(&self) -> &PodMetrics {
+        &self.0.workers.metrics().pods
     }
 
     /// Runs `request` to its end even when the caller goes away.
@@ -348,6 +401,7 @@ impl Enroller {
                 Hold::Live { netns, capture, .. } if same => {
                     let repaired = self.0.kernel.repair(netns, capture, &pod.record);
                     pod.unrepaired = repaired.as_ref().err().map(|err| chain(err));
+                    pod.measured(repaired.is_ok());
                     return repaired;
                 }
                 // Still refused since it could not be taken over. As then, and not from the start: that would open
@@ -391,6 +445,9 @@ impl Enroller {
             return Ok(());
         };
         self.0.workers.drain_pod(uid, Duration::ZERO).await;
+        if pod.is_served() {
+            self.metrics().stopped.inc();
+        }
         self.release(pod).await
     }
 
@@ -416,11 +473,14 @@ impl Enroller {
         };
         let ports = Arc::clone(&listeners.ports);
         self.0.workers.start_pod(start, listeners).await;
+        self.metrics().started.inc();
         let hold = Hold::Live {
             netns,
             capture: Box::new(capture),
             ports,
+            measured: None,
         };
+        self.0.unmeasured.notify_one();
         pods.insert(
             record.uid(),
             Pod {
@@ -451,16 +511,21 @@ impl Enroller {
                 self.0.kernel.bypass(&mut pod.record, capture)?;
             }
             let hold = std::mem::replace(&mut pod.hold, Hold::Leaving(leaving));
-            Pod {
+            let pod = Pod {
                 record: pod.record.clone(),
                 addresses: Vec::new(),
                 hold,
                 unrepaired: None,
-            }
+            };
+            table.count(self.metrics());
+            pod
         };
         let record = pod.record.clone();
         // Without the lock: others come and go while the last connections of this one end.
         let cut = self.0.workers.drain_pod(&uid, self.0.drain).await;
+        if pod.is_served() {
+            self.metrics().stopped.inc();
+        }
         let released = self.release(pod).await;
         let mut table = self.0.table.lock().await;
         table.pods.remove(&uid);
@@ -527,15 +592,16 @@ impl Enroller {
         Ok(())
     }
 
-    fn status(&self, pod: &Pod) -> PodStatus {
+    fn status(&self, pod: &mut Pod) -> PodStatus {
         let (state, problem) = match &pod.hold {
             Hold::Leaving(_) => (PodState::Leaving, None),
             Hold::Lost { problem } => (PodState::Defective, Some(problem.clone())),
-            Hold::Live { netns, capture, .. } => match self.0.kernel.defect(netns, capture) {
+            Hold::Live { netns, .. } => match self.0.kernel.defect(netns) {
                 None => (PodState::Captured, None),
                 Some(defect) => (PodState::Defective, Some(defect.to_owned())),
             },
         };
+        pod.measured(state == PodState::Captured);
         PodStatus {
             uid: pod.record.uid.clone(),
             namespace: pod.record.namespace.clone(),

@@ -32,7 +32,7 @@ use crate::own_pod::{OwnPod, WorkloadUnknown, baggage};
 use crate::relay::{self, RelayError, ResetOnDrop};
 use crate::state::{LOOKUP_WAIT, LookupTimeout};
 use crate::task::{Shutdown, TaskGroup};
-use crate::telemetry::{Direction, Party};
+use crate::telemetry::{Direction, KnownNames, Party};
 use crate::tunnel::{Destination, OpenError, Opened, Pool, Stream, TunnelFacts, TunnelSettings};
 
 pub use resolve::{ResolveError, Resolver, ResolverConfig};
@@ -54,6 +54,7 @@ pub struct Outbound {
     resolver: Resolver,
     pool: Pool,
     refusers: Refusers,
+    names: KnownNames,
     settings: Arc<TunnelSettings>,
 }
 
@@ -200,12 +201,14 @@ impl Outbound {
         tasks: TaskGroup,
         shutdown: Shutdown,
     ) -> Self {
-        let pool = Pool::new(Arc::clone(&settings), tasks, shutdown);
+        let metrics = Arc::clone(&pod.connections.metrics().pool);
+        let pool = Pool::new(Arc::clone(&settings), tasks, shutdown, metrics);
         Self {
             pod,
             resolver,
             pool,
             refusers: Refusers::default(),
+            names: KnownNames::default(),
             settings,
         }
     }
@@ -305,7 +308,7 @@ impl Outbound {
         &self,
         record: &Record,
         src: ClientAddr,
-        workload: &Workload,
+        workload: &Arc<Workload>,
         route: Route,
         within: Option<Duration>,
     ) -> Result<Reached, OutboundError> {
@@ -325,6 +328,8 @@ impl Outbound {
             // With an address it is one of the others.
             Route::Named(route) => {
                 let hostname = Arc::clone(&route.hostname);
+                let metrics = self.pod.connections.metrics();
+                self.names.count(&metrics.names, workload, &hostname);
                 let addresses = self.resolver.resolve(&hostname, route.families).await?;
                 let route = route.resolved(&addresses, workload, &mut Random);
                 let route = route.map_err(OutboundError::Refused)?;

@@ -107,10 +107,25 @@ impl Workers {
         self.0.len()
     }
 
+    /// Of each worker, how many commands wait for it, and how many may.
+    #[must_use]
+    pub fn queued(&self) -> Vec<(usize, usize)> {
+        let commands = self.0.iter().map(|commands| {
+            let limit = commands.max_capacity();
+            (limit - commands.capacity(), limit)
+        });
+        commands.collect()
+    }
+
+    /// The metrics of the node.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.1
+    }
+
     /// Serves a pod. `listeners` has one set for each worker.
     pub async fn start_pod(&self, pod: PodStart, listeners: Listeners) {
         let Listeners { sets, ports } = listeners;
-        self.1.pods_started.inc();
         for (worker, listeners) in self.0.iter().zip(sets) {
             if worker
                 .send(Command::Start {
@@ -138,7 +153,6 @@ impl Workers {
 
     /// Ends a pod: says how many connections were still there after `deadline` and were cut.
     pub async fn drain_pod(&self, uid: &PodUid, deadline: Duration) -> usize {
-        self.1.pods_stopped.inc();
         let drains = self
             .ask(|done| Command::Drain {
                 uid: uid.clone(),

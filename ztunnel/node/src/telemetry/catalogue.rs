@@ -36,6 +36,18 @@ impl Kind {
     }
 }
 
+const SOURCE_AND_NAME: &[&str] = &[
+    "source_workload",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "hostname",
+];
+
 /// In the order of the contract.
 const TRAFFIC: &[&str] = &[
     "reporter",
@@ -106,6 +118,12 @@ whose labels say `overflow`." {
         "Responses of the control plane.";
     XDS_BYTES = Counter "istio_xds_message_bytes_total" &["url"], "bytes",
         "Bytes of resources in responses of the control plane.";
+    ON_DEMAND_DNS = Counter "istio_on_demand_dns_total" SOURCE_AND_NAME, "connections",
+        "Connections that needed the addresses of a name, from the cache or not; past 1,000 series the rest is in one whose labels say `overflow`.";
+    CRL_REJECTIONS = Counter "istio_crl_policy_rejections_total" &["reporter"], "tunnels",
+        "Tunnels that were not made, or cut, since a certificate of the peer is revoked.";
+    CRL_UNTRACKED = Counter "istio_crl_untracked_connections_total" &["reporter"], "tunnels",
+        "Tunnels that were refused, since no more can be watched for certificates that are revoked later.";
     PODS_ACTIVE = Gauge "workload_manager_active_proxy_count" &[], "pods",
         "Pods that are served.";
     PODS_PENDING = Gauge "workload_manager_pending_proxy_count" &[], "pods",
@@ -115,6 +133,10 @@ whose labels say `overflow`." {
     PODS_STOPPED = Counter "workload_manager_proxies_stopped_total" &[], "pods",
         "Pods that are served no more.";
 }
+"Pods" "Ours." {
+    PODS = Gauge "ztunnel_pods" &["state"], "pods",
+        "Enrolled pods, by what was measured in the kernel in the last 30 s: `captured`; `defective`, with something of the capture missing, so that connections may fail or go past the mesh; `leaving`, with the last connections ending; `unmeasured`, for a moment after they were enrolled.";
+}
 "Connections" "Ours. `reason` is a code of [`reasons.md`](reasons.md)." {
     CONNECTIONS = Counter "ztunnel_connections_total" &["reporter", "reason"], "connections",
         "Connections that have ended, by reason; also those that were refused before their ends were known.";
@@ -123,9 +145,23 @@ whose labels say `overflow`." {
     CONNECT_SECONDS = Histogram "ztunnel_connect_duration_seconds" &["path"], "seconds",
         "From accept until a connection can carry bytes: what the proxy adds to a connect. `path` is `outbound`, `inbound_hbone` or `inbound_plaintext`.";
 }
-"Tunnels" "Ours." {
+"Tunnels" "Ours. `reason` is a code of [`reasons.md`](reasons.md)." {
+    POOL_TUNNELS = Gauge "ztunnel_tunnels_open" &[], "tunnels",
+        "Tunnels of pods here to peers.";
+    POOL_STREAMS = Gauge "ztunnel_tunnel_streams_open" &[], "streams",
+        "Places of connections in those tunnels.";
+    POOL_CHECKOUTS = Counter "ztunnel_tunnel_checkouts_total" &["how"], "connections",
+        "Connections that needed a tunnel: they `found` one, `opened` one, or `waited` for one that was being made.";
+    POOL_DIAL_SECONDS = Histogram "ztunnel_tunnel_dial_duration_seconds" &[], "seconds",
+        "From the connect until a tunnel takes streams: TCP, TLS and HTTP/2. Its count is that of tunnels made.";
+    POOL_DIALS_FAILED = Counter "ztunnel_tunnel_dials_failed_total" &["reason"], "tunnels",
+        "Tunnels that could not be made, by reason.";
+    POOL_RETIRED = Counter "ztunnel_tunnels_retired_total" &["why"], "tunnels",
+        "Tunnels that take no more connections, by why: `full`, `idle` for long, `evicted` for others, `stopping` with the pod or the daemon, `closed` by the peer, `silent`, `broken`, `revoked`.";
     TUNNELS_SERVED = Gauge "ztunnel_tunnels_served" &[], "tunnels",
         "Tunnels of peers to pods here.";
+    TUNNELS_ACCEPTING = Gauge "ztunnel_tunnel_handshakes_running" &[], "handshakes",
+        "Connections to 15008 that are becoming tunnels; at most 1,024 for each pod and worker, then the slowest are refused.";
     TUNNEL_ACCEPT_SECONDS = Histogram "ztunnel_tunnel_accept_duration_seconds" &[], "seconds",
         "From accept until a tunnel of a peer takes streams: the TLS handshake, mostly.";
     TUNNELS_REFUSED = Counter "ztunnel_tunnels_refused_total" &["reason"], "connections",
@@ -136,6 +172,20 @@ whose labels say `overflow`." {
 "The daemon" "Ours." {
     CERTIFICATE_SECONDS_LEFT = Gauge "ztunnel_certificate_seconds_left" &["identity"], "seconds",
         "Until peers stop accepting the certificate of an identity; negative when they have.";
+    CA_SECONDS = Histogram "ztunnel_certificate_request_duration_seconds" &[], "seconds",
+        "From asking the CA for a certificate to its answer.";
+    CA_FAILED = Counter "ztunnel_certificate_requests_failed_total" &["reason"], "requests",
+        "Requests to the CA that brought no certificate, by the reason that connections fail with if there is none.";
+    READY = Gauge "ztunnel_ready" &[], "1",
+        "1 when readiness probes are answered with yes.";
+    CONTROL_PLANE_CONNECTED = Gauge "ztunnel_control_plane_connected" &[], "1",
+        "1 while there is a stream from the control plane.";
+    CONTROL_PLANE_REJECTED = Gauge "ztunnel_control_plane_rejected_resources" &[], "resources",
+        "Resources that are not in force as the control plane wants them, at most 1,000.";
+    QUEUE_LENGTH = Gauge "ztunnel_queue_length" &["queue"], "entries",
+        "What waits now: `log` for being written, `lookups` for the control plane to be asked, `certificates` for the CA, `names` for a name server, `worker-N` for that thread (commands about pods, not traffic).";
+    QUEUE_LIMIT = Gauge "ztunnel_queue_limit" &["queue"], "entries",
+        "How long a queue may become. When it is full, log lines are dropped (and counted), names are not resolved, and whoever comes to one of the others waits. `certificates` has no limit of its own: each identity is there once at most.";
     LOG_DROPPED = Counter "ztunnel_log_dropped_total" &[], "lines",
         "Log lines that nobody took in time.";
     METRICS_OVERFLOWED = Counter "ztunnel_metrics_overflowed_total" &[], "connections",

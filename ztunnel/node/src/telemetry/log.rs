@@ -5,7 +5,7 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -46,15 +46,23 @@ pub(super) enum Item {
 #[derive(Clone, Debug)]
 pub struct Log {
     queue: SyncSender<Item>,
-    dropped: Arc<AtomicU64>,
+    counts: Arc<Counts>,
+}
+
+/// Of the queue.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    dropped: AtomicU64,
+    /// What was put less what was taken, in either order.
+    waiting: AtomicI64,
 }
 
 impl Log {
     /// The log, and what will come out of it.
     pub(super) fn new() -> (Self, Receiver<Item>) {
         let (queue, items) = sync_channel(QUEUE);
-        let dropped = Arc::default();
-        (Self { queue, dropped }, items)
+        let counts = Arc::default();
+        (Self { queue, counts }, items)
     }
 
     /// A log that nobody reads.
@@ -70,28 +78,38 @@ impl Log {
 
     pub(super) fn put(&self, item: Item) {
         match self.queue.try_send(item) {
-            Ok(()) => {}
+            Ok(()) => {
+                self.counts.waiting.fetch_add(1, Ordering::Relaxed);
+            }
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                self.dropped.fetch_add(1, Ordering::Relaxed);
+                self.counts.dropped.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
 
     #[cfg(test)]
-    pub(super) fn counter(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.dropped)
+    pub(super) fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.counts)
     }
 
     /// How many lines were dropped.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+        self.counts.dropped.load(Ordering::Relaxed)
+    }
+
+    /// How many lines wait to be written, and how many may.
+    #[must_use]
+    pub fn queued(&self) -> (usize, usize) {
+        let waiting = self.counts.waiting.load(Ordering::Relaxed);
+        (usize::try_from(waiting).unwrap_or(0), QUEUE)
     }
 
     /// Waits until what was told so far is written, or for long enough.
     pub fn flush(&self) {
         let (done, written) = sync_channel(1);
         if self.queue.try_send(Item::Flush(done)).is_ok() {
+            self.counts.waiting.fetch_add(1, Ordering::Relaxed);
             // In vain when nobody reads.
             let _ = written.recv_timeout(LAST_LINES);
         }
@@ -222,9 +240,9 @@ impl LogLevels {
 pub fn start_log(levels: &str, format: LogFormat) -> io::Result<(Log, LogLevels)> {
     let (filter, levels) = LogLevels::new(levels).map_err(io::Error::other)?;
     let (log, items) = Log::new();
-    let dropped = Arc::clone(&log.dropped);
+    let counts = Arc::clone(&log.counts);
     thread::Builder::new().name("log".into()).spawn(move || {
-        write_all(&items, io::stdout(), format, &dropped);
+        write_all(&items, io::stdout(), format, &counts);
     })?;
     let lines = EventLines::new(log.clone(), format);
     tracing_subscriber::registry()
@@ -250,13 +268,14 @@ pub(super) fn write_all(
     items: &Receiver<Item>,
     mut to: impl Write,
     format: LogFormat,
-    dropped: &AtomicU64,
+    counts: &Counts,
 ) {
     let (mut text, mut told) = (Vec::with_capacity(WRITE), 0);
     while let Ok(first) = items.recv() {
         let mut waiting = Vec::new();
-        let mut next = Some(first);
+        let (mut next, mut taken) = (Some(first), 0);
         while let Some(item) = next {
+            taken += 1;
             match item {
                 Item::Connection(ended) => write_line(&mut text, format, |line| ended.write(line)),
                 Item::Line(line) => text.extend_from_slice(&line),
@@ -266,7 +285,8 @@ pub(super) fn write_all(
                 .then(|| items.try_recv().ok())
                 .flatten();
         }
-        let lost = dropped.load(Ordering::Relaxed);
+        counts.waiting.fetch_sub(taken, Ordering::Relaxed);
+        let lost = counts.dropped.load(Ordering::Relaxed);
         if lost > told {
             let lines = lost - told;
             write_line(&mut text, format, |line| {

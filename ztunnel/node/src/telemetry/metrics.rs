@@ -17,6 +17,8 @@ use prometheus::{
 use ztunnel_mesh::reason::Reason;
 
 use super::catalogue::{self, Family};
+use super::names::NameTable;
+use super::rooms::{CaMetrics, CrlMetrics, PodMetrics, PoolMetrics, TunnelMetrics, XdsMetrics};
 use super::series::SeriesTable;
 use super::{Direction, Reporter};
 
@@ -41,8 +43,11 @@ pub struct Metrics {
     pub sockets_open: [IntGauge; 2],
     pub xds: XdsMetrics,
     pub tunnels: TunnelMetrics,
-    pub pods_started: IntCounter,
-    pub pods_stopped: IntCounter,
+    pub pool: Arc<PoolMetrics>,
+    pub pods: PodMetrics,
+    pub ca: CaMetrics,
+    /// Names that were resolved for connections.
+    pub names: NameTable,
 }
 
 #[derive(Debug)]
@@ -51,25 +56,8 @@ struct ByReason {
     bytes: IntCounter,
 }
 
-/// The stream from the control plane.
-#[derive(Clone, Debug)]
-pub struct XdsMetrics {
-    pub terminations: IntCounterVec,
-    pub messages: IntCounterVec,
-    pub bytes: IntCounterVec,
-}
-
-/// Tunnels that peers make to pods of this node.
-#[derive(Clone, Debug)]
-pub struct TunnelMetrics {
-    /// Those that are open.
-    pub served: IntGauge,
-    pub accept_seconds: Histogram,
-    pub refused: IntCounterVec,
-}
-
 /// Makes metrics of the catalogue and registers them. So neither fails.
-struct Make<'a>(&'a Registry);
+pub(super) struct Make<'a>(&'a Registry);
 
 impl Make<'_> {
     fn add<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
@@ -79,23 +67,23 @@ impl Make<'_> {
         made
     }
 
-    fn counter(&self, family: &Family) -> IntCounter {
+    pub(super) fn counter(&self, family: &Family) -> IntCounter {
         self.add(IntCounter::with_opts(family.opts()))
     }
 
-    fn counters(&self, family: &Family) -> IntCounterVec {
+    pub(super) fn counters(&self, family: &Family) -> IntCounterVec {
         self.add(IntCounterVec::new(family.opts(), family.labels))
     }
 
-    fn gauge(&self, family: &Family) -> IntGauge {
+    pub(super) fn gauge(&self, family: &Family) -> IntGauge {
         self.add(IntGauge::with_opts(family.opts()))
     }
 
-    fn gauges(&self, family: &Family) -> IntGaugeVec {
+    pub(super) fn gauges(&self, family: &Family) -> IntGaugeVec {
         self.add(IntGaugeVec::new(family.opts(), family.labels))
     }
 
-    fn seconds(&self, family: &Family) -> Histogram {
+    pub(super) fn seconds(&self, family: &Family) -> Histogram {
         self.add(Histogram::with_opts(Self::histogram(family)))
     }
 
@@ -146,9 +134,13 @@ impl Metrics {
         let sockets_open = [Reporter::Source, Reporter::Destination]
             .map(|reporter| sockets.with_label_values(&[reporter.as_str()]));
         let xds = XdsMetrics::new(&make);
-        let tunnels = TunnelMetrics::new(&make);
-        let pods_started = make.counter(catalogue::PODS_STARTED);
-        let pods_stopped = make.counter(catalogue::PODS_STOPPED);
+        let crl = CrlMetrics::new(&make);
+        let tunnels = TunnelMetrics::new(&make, crl.clone());
+        let pool = Arc::new(PoolMetrics::new(&make, crl));
+        let names = NameTable::default();
+        let added = registry.register(Box::new(names.clone()));
+        added.expect("its name is unique");
+        let pods = PodMetrics::new(&make);
         Arc::new(Self {
             traffic: SeriesTable::new(most_pairs, overflowed),
             ended,
@@ -156,8 +148,10 @@ impl Metrics {
             sockets_open,
             xds,
             tunnels,
-            pods_started,
-            pods_stopped,
+            pool,
+            pods,
+            ca: CaMetrics::new(&make),
+            names,
             registry,
         })
     }
@@ -201,25 +195,5 @@ impl Metrics {
         // It only fails for families without a metric, which are not gathered.
         let _ = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text);
         std::iter::once(Bytes::from(text)).chain(self.traffic.expose())
-    }
-}
-
-impl XdsMetrics {
-    fn new(make: &Make<'_>) -> Self {
-        Self {
-            terminations: make.counters(catalogue::XDS_TERMINATIONS),
-            messages: make.counters(catalogue::XDS_MESSAGES),
-            bytes: make.counters(catalogue::XDS_BYTES),
-        }
-    }
-}
-
-impl TunnelMetrics {
-    fn new(make: &Make<'_>) -> Self {
-        Self {
-            served: make.gauge(catalogue::TUNNELS_SERVED),
-            accept_seconds: make.seconds(catalogue::TUNNEL_ACCEPT_SECONDS),
-            refused: make.counters(catalogue::TUNNELS_REFUSED),
-        }
     }
 }

@@ -13,9 +13,11 @@ mod lately;
 mod line;
 mod log;
 mod metrics;
+mod names;
 mod pair;
 mod pairs;
 mod party;
+mod rooms;
 mod series;
 mod traffic;
 
@@ -27,10 +29,12 @@ pub use facts::{Direction, Facts, Reporter};
 pub use gauges::{Counting, Gauges, ValueOf};
 pub use lately::Lately;
 pub use log::{BadLevels, Log, LogFormat, LogLevels, directives, start_log, tells};
-pub use metrics::{MOST_PAIRS, Metrics, TunnelMetrics, XdsMetrics};
+pub use metrics::{MOST_PAIRS, Metrics};
+pub use names::{KnownNames, NameTable};
 pub use pair::Pair;
 pub use pairs::KnownPairs;
 pub use party::Party;
+pub use rooms::{CaMetrics, PodMetrics, PoolMetrics, Retired, TunnelMetrics, XdsMetrics};
 pub use series::SeriesTable;
 pub use traffic::Traffic;
 

@@ -233,19 +233,22 @@ impl SeriesTable {
                 .cloned()
                 .collect()
         };
-        let (mut family, mut next) = (0, 0);
+        let (mut family, mut next, mut headed) = (0, 0, false);
         std::iter::from_fn(move || {
             let mut text = String::new();
             while text.len() < CHUNK {
                 let described = FAMILIES.get(family)?;
-                if next == 0 && !all.is_empty() {
-                    described.head(&mut text);
-                }
                 if let Some(series) = all.get(next) {
+                    let before = text.len();
                     described.write(series, &mut text);
+                    // A family without a series has no head either.
+                    if !headed && text.len() > before {
+                        text.insert_str(before, &described.head());
+                        headed = true;
+                    }
                     next += 1;
                 } else {
-                    (family, next) = (family + 1, 0);
+                    (family, next, headed) = (family + 1, 0, false);
                     if family == FAMILIES.len() {
                         break;
                     }
@@ -293,13 +296,12 @@ const FAMILIES: &[Exposed] = &[
 ];
 
 impl Exposed {
-    fn head(&self, text: &mut String) {
+    fn head(&self) -> String {
         let Family {
             name, kind, help, ..
         } = self.family;
         let kind = kind.as_str();
-        // Writing to a string does not fail.
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        format!("# HELP {name} {help}\n# TYPE {name} {kind}\n")
     }
 
     fn write(&self, series: &Series, text: &mut String) {

@@ -18,9 +18,9 @@ impl Written {
 
     pub(crate) fn start_as(format: LogFormat) -> (Log, Self) {
         let (log, items) = Log::new();
-        let (written, dropped) = (Self::default(), log.counter());
+        let (written, counts) = (Self::default(), log.counts());
         let to = written.clone();
-        thread::spawn(move || log::write_all(&items, to, format, &dropped));
+        thread::spawn(move || log::write_all(&items, to, format, &counts));
         (log, written)
     }
 
