@@ -6,11 +6,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lab::Node;
 use lab::tester::{Check, Outcome, Service};
+use lab::{DaemonOptions, Lab, Node};
 
 use crate::access::{self, eventually};
-use crate::mesh::enrolled;
+use crate::mesh::{MESH, enrolled};
 use crate::reference::Reference;
 
 const PORT: u16 = 15020;
@@ -144,6 +144,48 @@ fn what_is_refused_is_counted_by_its_reason() {
         let family = "istio_tcp_connections_failed_total";
         assert_eq!(value(&text, family, &failed), Some(1.0), "{text}");
     }
+}
+
+#[test]
+fn of_what_ended_well_a_share_is_logged_and_of_what_failed_all() {
+    const GOOD: usize = 40;
+    let lab = Lab::from_yaml(MESH).unwrap();
+    let sampled = DaemonOptions::default().env("ACCESS_LOG_SAMPLE_PERCENT", "25");
+    let node = lab.node("node1");
+    node.start_daemon_with(&sampled).unwrap();
+    lab.node("node2").start_daemon().unwrap();
+    lab.enroll_all().unwrap();
+    let (client, far) = (lab.pod("shop/client"), lab.pod("shop/far"));
+    let _server = far.serve().unwrap();
+    let far = far.v4().unwrap();
+    for _ in 0..GOOD {
+        let report = client.check(far, &Check::echo("hello")).unwrap();
+        assert_eq!(report.outcome, Outcome::Good, "{report:?}");
+    }
+    for _ in 0..5 {
+        let nobody = SocketAddr::new(far, 9);
+        let report = client.check_at(nobody, &Check::echo("hello")).unwrap();
+        assert_eq!(report.outcome, Outcome::Reset, "{report:?}");
+    }
+    let counted = |family: &str, labels: &[_]| {
+        let (_, text) = scrape(node, "/metrics");
+        value(&text, family, labels).unwrap() as usize
+    };
+    let ended = [("reporter", "source"), ("reason", "COMPLETE")];
+    eventually("all have ended", || {
+        counted("ztunnel_connections_total", &ended) == GOOD
+    });
+    let told = |node: &str, reason| access::lines(lab.node(node), &[("reason", reason)]).len();
+    eventually("failures are told", || told("node1", "PEER_REFUSED") == 5);
+    let left_out = counted("ztunnel_log_sampled_out_total", &[]);
+    eventually("the rest is told", || {
+        told("node1", "COMPLETE") + left_out == GOOD
+    });
+    // Two workers, and each begins somewhere.
+    assert!(left_out.abs_diff(GOOD * 3 / 4) <= 2, "{left_out}");
+    eventually("the other node tells all", || {
+        told("node2", "COMPLETE") == GOOD
+    });
 }
 
 /// Families that have no series before something has happened that did not happen here.

@@ -120,7 +120,10 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     tasks.spawn(readiness.clone().tell(shutdown.clone()));
 
     let metrics = Metrics::new(&config.node.istio_version, config.pair_limit);
-    let telemetry = Telemetry::new(metrics, log);
+    let telemetry = Telemetry {
+        told: config.log.told,
+        ..Telemetry::new(metrics, log)
+    };
     let scraped = Scraped::new(&telemetry);
     scraped.tunnel_memory(config.tunnel.memory.clone());
     scraped.readiness(readiness.clone());

@@ -139,22 +139,32 @@ impl Record {
 
     fn tell(&mut self, reason: Reason, error: Option<Box<dyn Error + Send + Sync>>) {
         self.ended = true;
-        let connection = &*self.connection;
-        let ended = Ended {
+        let Connection {
+            direction,
+            facts,
+            traffic,
+            ..
+        } = &*self.connection;
+        let Registry {
+            telemetry, sampler, ..
+        } = &*self.registry;
+        let opened = telemetry.ended(*direction, reason, traffic);
+        if !telemetry.tells(reason, opened, sampler) {
+            return;
+        }
+        telemetry.log.connection(Box::new(Ended {
             at: SystemTime::now(),
-            direction: connection.direction,
+            direction: *direction,
             pod: self.registry.pod.clone(),
-            client: connection.src,
-            facts: connection.facts.take(),
-            bytes_sent: 0,
-            bytes_received: 0,
-            duration: connection.accepted.elapsed(),
-            opened: false,
+            client: self.connection.src,
+            facts: facts.take(),
+            bytes_sent: traffic.sent(),
+            bytes_received: traffic.received(),
+            duration: self.connection.accepted.elapsed(),
+            opened,
             reason,
             error,
-        };
-        let telemetry = &self.registry.telemetry;
-        telemetry.ended(&connection.traffic, Box::new(ended));
+        }));
     }
 }
 

@@ -16,7 +16,9 @@ use ztunnel_mesh::authorize::Peer;
 use ztunnel_mesh::name::{PodName, Principal};
 
 use super::record::{Cut, Record, State};
-use crate::telemetry::{Counting, Direction, Facts, KnownPairs, Metrics, Telemetry, Traffic};
+use crate::telemetry::{
+    Counting, Direction, Facts, KnownPairs, Metrics, Sampler, Telemetry, Traffic,
+};
 
 /// So many connections are looked at before others get their turn,
 const BATCH: usize = 256;
@@ -29,6 +31,8 @@ pub struct Registry {
     pub(super) pod: PodName,
     pub(super) telemetry: Telemetry,
     pub(super) pairs: KnownPairs,
+    /// Of those that ended well, which are told about.
+    pub(super) sampler: Sampler,
     /// In the order in which they began.
     open: RefCell<BTreeMap<u64, Rc<Connection>>>,
     next: Cell<u64>,
@@ -84,6 +88,7 @@ impl Registry {
     pub fn new(pod: PodName, telemetry: Telemetry) -> Rc<Self> {
         Rc::new(Self {
             pod,
+            sampler: Sampler::new(telemetry.told, rand::random()),
             telemetry,
             pairs: KnownPairs::default(),
             open: RefCell::default(),

@@ -188,6 +188,8 @@ whose labels say `overflow`." {
         "How long a queue may become. When it is full, log lines are dropped (and counted), names are not resolved, and whoever comes to one of the others waits. `certificates` has no limit of its own: each identity is there once at most.";
     LOG_DROPPED = Counter "ztunnel_log_dropped_total" &[], "lines",
         "Log lines that nobody took in time.";
+    LOG_SAMPLED_OUT = Counter "ztunnel_log_sampled_out_total" &[], "connections",
+        "Connections that ended well and have no line in the log, since only a share of them has (`ACCESS_LOG_SAMPLE_PERCENT`).";
     METRICS_OVERFLOWED = Counter "ztunnel_metrics_overflowed_total" &[], "connections",
         "Connections counted in the overflow series, since too many pairs talk.";
     METRICS_PAIRS = Gauge "ztunnel_metrics_pairs" &["what"], "pairs",

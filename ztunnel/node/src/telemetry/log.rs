@@ -255,7 +255,7 @@ pub fn start_log(levels: &str, format: LogFormat) -> io::Result<(Log, LogLevels)
 
 /// Whether such connections are told about.
 #[must_use]
-pub fn tells(level: Level) -> bool {
+pub(super) fn tells(level: Level) -> bool {
     match level {
         Level::ERROR => tracing::enabled!(target: "access", Level::ERROR),
         Level::WARN => tracing::enabled!(target: "access", Level::WARN),

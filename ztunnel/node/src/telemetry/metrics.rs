@@ -42,6 +42,8 @@ pub struct Metrics {
     /// Accepted from apps, and from peers.
     pub sockets_open: [IntGauge; 2],
     pub xds: XdsMetrics,
+    /// Connections that ended well and are not told about.
+    pub sampled_out: IntCounter,
     pub tunnels: TunnelMetrics,
     pub pool: Arc<PoolMetrics>,
     pub pods: PodMetrics,
@@ -151,6 +153,7 @@ impl Metrics {
             pool,
             pods,
             ca: CaMetrics::new(&make),
+            sampled_out: make.counter(catalogue::LOG_SAMPLED_OUT),
             names,
             registry,
         })
