@@ -18,6 +18,7 @@ mod live_policy;
 mod local_api;
 mod mesh;
 mod metrics;
+mod monitoring;
 mod names;
 mod networks;
 mod no_way;

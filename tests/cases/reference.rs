@@ -8,6 +8,8 @@ pub(crate) struct Reference(pub(crate) BTreeMap<String, Family>);
 pub(crate) struct Family {
     pub(crate) kind: String,
     pub(crate) labels: BTreeSet<String>,
+    /// Names the values of labels, where they are few.
+    pub(crate) help: String,
 }
 
 impl Reference {
@@ -18,7 +20,7 @@ impl Reference {
         let rows = text.lines().filter(|line| line.starts_with("| `"));
         let family = |row: &str| {
             let cells: Vec<_> = row.split(" | ").collect();
-            let [name, kind, labels, ..] = cells[..] else {
+            let [name, kind, labels, _, help] = cells[..] else {
                 panic!("{row}");
             };
             let labels = match labels {
@@ -27,7 +29,8 @@ impl Reference {
             };
             let kind = kind.to_owned();
             let name = quoted(name).pop_first().unwrap();
-            (name, Family { kind, labels })
+            let help = help.to_owned();
+            (name, Family { kind, labels, help })
         };
         Self(rows.map(family).collect())
     }
