@@ -95,6 +95,7 @@ fn a_connection_is_counted_by_both_nodes_under_the_names_that_dashboards_know() 
             "istio_build",
             "workload_manager_proxies_started_total",
             "process_open_fds",
+            "tokio_worker_total_busy_duration_seconds_total",
             "process_resident_memory_bytes",
         ] {
             let value = value(&text, family, &[]);

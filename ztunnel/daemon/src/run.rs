@@ -184,6 +184,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     };
     let workers =
         Workers::start(config.worker_threads.get(), &context).map_err(StartError::Workers)?;
+    scraped.workers(workers.clone());
     scraped.queues(Queues {
         log: context.node.telemetry.log.clone(),
         mesh: context.node.mesh.clone(),

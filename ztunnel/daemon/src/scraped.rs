@@ -11,7 +11,7 @@ use ztunnel_node::pod::Workers;
 use ztunnel_node::state::MeshReader;
 use ztunnel_node::task::Budget;
 use ztunnel_node::telemetry::catalogue::{self, Family};
-use ztunnel_node::telemetry::{Gauges, Log, Metrics, Telemetry, ValueOf};
+use ztunnel_node::telemetry::{CountersOf, Gauges, Log, Metrics, Telemetry, ValueOf};
 
 /// Where they are added.
 pub(crate) struct Scraped(Arc<Metrics>);
@@ -66,6 +66,19 @@ impl Scraped {
         self.value(catalogue::READY, ready);
     }
 
+    pub(crate) fn workers(&self, workers: Workers) {
+        let (busy, parked) = (workers.clone(), workers.clone());
+        self.value(catalogue::WORKERS, move || workers.count() as u64);
+        self.counters(catalogue::WORKER_BUSY, move || {
+            let busy = busy.busy().into_iter();
+            busy.map(|worker| worker.busy.as_secs_f64()).collect()
+        });
+        self.counters(catalogue::WORKER_PARKED, move || {
+            let busy = parked.busy().into_iter();
+            busy.map(|worker| worker.parked as f64).collect()
+        });
+    }
+
     pub(crate) fn queues(&self, queues: Queues) {
         let queues = Arc::new(queues);
         let of = Arc::clone(&queues);
@@ -86,6 +99,15 @@ impl Scraped {
         F: Fn() -> Vec<(String, i64)> + Send + Sync + 'static,
     {
         if let Err(error) = self.0.register(Gauges::new(family, read)) {
+            warn!(metric = family.name, %error, "metric is not exposed");
+        }
+    }
+
+    fn counters<F>(&self, family: &'static Family, read: F)
+    where
+        F: Fn() -> Vec<f64> + Send + Sync + 'static,
+    {
+        if let Err(error) = self.0.register(CountersOf::new(family, read)) {
             warn!(metric = family.name, %error, "metric is not exposed");
         }
     }

@@ -195,6 +195,14 @@ whose labels say `overflow`." {
     METRICS_PAIRS = Gauge "ztunnel_metrics_pairs" &["what"], "pairs",
         "Pairs that have traffic series of their own: `known` now, and the `limit` (`METRICS_PAIR_LIMIT`).";
 }
+"Workers" "Names and labels are those of Istio's node proxy. Absent are those about tasks and queues of the runtime: here they do not say what they say there." {
+    WORKERS = Gauge "tokio_num_workers" &[], "threads",
+        "Threads that carry traffic.";
+    WORKER_BUSY = Counter "tokio_worker_total_busy_duration_seconds_total" &["worker"], "seconds",
+        "How long a worker was busy: when that is all the time, it is what connections wait for.";
+    WORKER_PARKED = Counter "tokio_worker_park_count_total" &["worker"], "1",
+        "How often a worker had nothing to do.";
+}
 "The process" "As every exporter has them." {
     PROCESS_CPU_SECONDS = Counter "process_cpu_seconds_total" &[], "seconds",
         "CPU time, in user and kernel.";

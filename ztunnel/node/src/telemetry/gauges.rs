@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{IntCounter, IntGauge, IntGaugeVec};
+use prometheus::{CounterVec, IntCounter, IntGauge, IntGaugeVec};
 
 use super::catalogue::{Family, Kind};
 
@@ -46,6 +46,43 @@ where
             // There is none when the family has another number of labels.
             if let Ok(gauge) = family.get_metric_with_label_values(&[label]) {
                 gauge.set(value);
+            }
+        }
+        family.collect()
+    }
+}
+
+/// Counters of fractions with one label, counted by somebody else.
+pub struct CountersOf<F> {
+    desc: Desc,
+    family: &'static Family,
+    read: F,
+}
+
+impl<F: Fn() -> Vec<f64> + Send + Sync> CountersOf<F> {
+    /// `read` says all values; the label is the place of each.
+    ///
+    /// # Errors
+    /// When the name, the help or the label cannot be exposed.
+    pub fn new(family: &'static Family, read: F) -> prometheus::Result<Self> {
+        let desc = desc(family)?;
+        Ok(Self { desc, family, read })
+    }
+}
+
+impl<F: Fn() -> Vec<f64> + Send + Sync> Collector for CountersOf<F> {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.desc]
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let Ok(family) = CounterVec::new(self.family.opts(), self.family.labels) else {
+            return Vec::new();
+        };
+        for (place, value) in (self.read)().into_iter().enumerate() {
+            // There is none when the family has another number of labels.
+            if let Ok(counter) = family.get_metric_with_label_values(&[place.to_string()]) {
+                counter.inc_by(value);
             }
         }
         family.collect()

@@ -29,7 +29,7 @@ use ztunnel_mesh::reason::Reason;
 pub use access::Ended;
 pub use chain::chain;
 pub use facts::{Direction, Facts, Reporter};
-pub use gauges::{Counting, Gauges, ValueOf};
+pub use gauges::{CountersOf, Counting, Gauges, ValueOf};
 pub use lately::Lately;
 pub use log::{BadLevels, Log, LogFormat, LogLevels, directives, start_log};
 pub use metrics::{MOST_PAIRS, Metrics};
