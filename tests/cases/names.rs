@@ -8,6 +8,7 @@ use lab::tester::{Check, Outcome, Report, Service};
 use lab::{DaemonOptions, Dns, IpFamilies, Lab, OUTSIDE_HOST_V4, OUTSIDE_HOST_V6, Validity};
 
 use crate::access::{self, Access};
+use crate::metrics::{scrape, value};
 
 const MARKER: &str = "known-by-name";
 
@@ -101,6 +102,14 @@ fn a_service_with_a_name_is_reached_at_the_name_s_addresses() {
     }
     // Asked for once, for both kinds of address.
     assert_eq!(dns.asked("db.example.com"), 2);
+    let (_, text) = scrape(lab.node("node1"), "/metrics");
+    let identity = lab.pod("shop/client").identity().to_owned();
+    let needed = [
+        ("hostname", "db.example.com"),
+        ("source_principal", &identity),
+    ];
+    let needed = value(&text, "istio_on_demand_dns_total", &needed);
+    assert_eq!(needed, Some(6.0), "{text}");
     // A service of one family, whatever the client asks for.
     for (families, arrives) in [
         (IpFamilies::Ipv4Only, OUTSIDE[0]),

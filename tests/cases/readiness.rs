@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use crate::access::eventually;
 use crate::local_api::{Api, changed};
 use crate::mesh::{MESH, enrolled};
+use crate::metrics::{scrape, value};
 
 const PORT: u16 = 15021;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -164,6 +165,20 @@ fn a_daemon_is_not_ready_while_it_does_not_serve_a_pod_that_it_should() {
         let rule = ["ip", "rule", what, "pref", "50", "lookup", "main"];
         client.run(rule).unwrap().success().unwrap();
     };
+    // Ready or not, pods that are served, that should be, that came and that went.
+    let counted = || {
+        let (_, text) = scrape(node, "/metrics");
+        let manager = "workload_manager_";
+        [
+            "ztunnel_ready".to_owned(),
+            format!("{manager}active_proxy_count"),
+            format!("{manager}pending_proxy_count"),
+            format!("{manager}proxies_started_total"),
+            format!("{manager}proxies_stopped_total"),
+        ]
+        .map(|family| value(&text, &family, &[]).unwrap() as u32)
+    };
+    assert_eq!(counted(), [1, 2, 0, 2, 0]);
     // When it takes over what an earlier one left: of one pod the way is not clear, of the other nothing is known.
     node.kill().unwrap();
     rule("add");
@@ -171,12 +186,15 @@ fn a_daemon_is_not_ready_while_it_does_not_serve_a_pod_that_it_should() {
     std::fs::write(&record, "{").unwrap();
     node.start_daemon().unwrap();
     eventually("only the pods are pending", || pending(node) == PENDING);
+    assert_eq!(counted(), [0, 0, 2, 0, 0]);
     let mut api = Api::connect(node).unwrap();
     assert_eq!(api.enroll(&near).unwrap(), changed());
     assert_eq!(pending(node), PENDING);
+    assert_eq!(counted(), [0, 1, 1, 1, 0]);
     rule("del");
     assert_eq!(api.enroll(&client).unwrap(), changed());
     assert_eq!(pending(node), "");
+    assert_eq!(counted(), [1, 2, 0, 2, 0]);
 
     // And later, when the capture of a pod is damaged and cannot be repaired.
     rule("add");
@@ -193,6 +211,9 @@ fn a_daemon_is_not_ready_while_it_does_not_serve_a_pod_that_it_should() {
     node.start_daemon().unwrap();
     eventually("only the pod is pending", || pending(node) == PENDING);
     let mut api = Api::connect(node).unwrap();
+    assert_eq!(counted(), [0, 1, 1, 1, 0]);
     assert_eq!(api.unenroll(client.uid()).unwrap(), changed());
     assert_eq!(pending(node), "");
+    // It was never served by this daemon.
+    assert_eq!(counted(), [1, 1, 0, 1, 0]);
 }

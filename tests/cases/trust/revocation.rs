@@ -9,6 +9,7 @@ use lab::{DaemonOptions, Lab, Node, Pod, Validity};
 
 use crate::access::{self, eventually};
 use crate::mesh::MESH;
+use crate::metrics::{scrape, value};
 
 const LOADED: &str = "revocation lists loaded";
 
@@ -93,6 +94,13 @@ fn a_revoked_client_is_cut_off_and_kept_out_until_the_list_forgets_it() {
     let line = access::line(node1, &told);
     assert!(line.contains("CertificateRevoked"), "{line:?}");
     assert_eq!(call(&near, &far), Outcome::Good);
+    let (_, text) = scrape(node2, "/metrics");
+    let here = [("reporter", "destination")];
+    let rejected = value(&text, "istio_crl_policy_rejections_total", &here);
+    assert!(
+        rejected >= Some(2.0),
+        "the one cut, and the one refused: {text}"
+    );
 
     // What cannot be read changes nothing.
     let not_reloaded = || node2.log().matches("revocation lists not reloaded").count();
@@ -132,6 +140,13 @@ fn a_revoked_server_loses_its_clients_and_gets_no_new_ones() {
     assert_eq!(call(&client, &far), Outcome::Reset);
     eventually("it is refused for its certificate", || refused() > before);
     assert_eq!(call(&client, &other), Outcome::Good);
+    let (_, text) = scrape(node1, "/metrics");
+    let here = [("reporter", "source")];
+    let rejected = value(&text, "istio_crl_policy_rejections_total", &here);
+    assert!(
+        rejected >= Some(2.0),
+        "the one cut, and the one refused: {text}"
+    );
 
     publish(node1, &lab.control_plane().authority().revoke(&[]).unwrap());
     assert_eq!(call(&client, &far), Outcome::Good);

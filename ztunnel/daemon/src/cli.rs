@@ -9,6 +9,7 @@ use ztunnel_node::enroll::{Outcome, Request};
 use ztunnel_node::explain::Question;
 use ztunnel_node::explain::reason::{self, Reason};
 use ztunnel_node::prove::SUBCOMMAND;
+use ztunnel_node::telemetry::catalogue;
 
 use crate::{config, run};
 
@@ -141,6 +142,8 @@ enum Command {
     },
     /// Print the reference of all settings, in Markdown.
     Settings,
+    /// Print the reference of all metrics, in Markdown.
+    Metrics,
 }
 
 #[derive(Debug, clap::Args)]
@@ -191,6 +194,10 @@ pub(crate) fn main() -> ExitCode {
         Command::Completions(args) => completions::run(&args),
         Command::Settings => {
             print(config::reference().trim_end());
+            ExitCode::SUCCESS
+        }
+        Command::Metrics => {
+            print(catalogue::reference().trim_end());
             ExitCode::SUCCESS
         }
         Command::Reasons { code: None } => {

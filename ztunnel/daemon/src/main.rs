@@ -4,6 +4,7 @@ mod admin;
 mod cli;
 mod config;
 mod run;
+mod scraped;
 
 use std::process::ExitCode;
 

@@ -16,7 +16,7 @@ use ztunnel_node::connections::Watch;
 use ztunnel_node::discovery::{self, DiscoveryConfig, Link};
 use ztunnel_node::enroll::{self, Answerers, ApiListener, Enroller};
 use ztunnel_node::explain::Explainer;
-use ztunnel_node::identity::{CaConfig, Identities, KnownIdentity};
+use ztunnel_node::identity::{CaConfig, Identities};
 use ztunnel_node::inspect::Inspector;
 use ztunnel_node::outbound::{Resolver, ResolverConfig};
 use ztunnel_node::overview::Overviews;
@@ -24,16 +24,15 @@ use ztunnel_node::own_pod::OwnNode;
 use ztunnel_node::pod::{DaemonPod, NodeContext, Workers};
 use ztunnel_node::prove::Prover;
 use ztunnel_node::state::mesh_channel;
-use ztunnel_node::task::{Budget, Pace, Shutdown, TaskGroup};
-use ztunnel_node::telemetry::{
-    CounterOf, Gauges, Lately, Log, LogLevels, MOST_PAIRS, Metrics, Telemetry, chain, start_log,
-};
+use ztunnel_node::task::{Pace, Shutdown, TaskGroup};
+use ztunnel_node::telemetry::{Lately, Log, LogLevels, Metrics, Telemetry, chain, start_log};
 use ztunnel_node::tls::{self, CrlFile};
 use ztunnel_sys::cgroup::{self, OwnCgroup};
 
 use crate::admin::Daemon;
 use crate::cli::fail;
 use crate::config::Config;
+use crate::scraped::{Queues, Scraped};
 
 /// The node's own resolver configuration. In a container the kubelet puts there what `dnsPolicy` says.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -123,21 +122,28 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     probes.serve(answer, shutdown.clone(), &tasks);
     tasks.spawn(readiness.clone().tell(shutdown.clone()));
 
-    let telemetry = telemetry(&config.node.istio_version, log);
-    count_tunnel_memory(&telemetry.metrics, config.tunnel.memory.clone());
+    let metrics = Metrics::new(&config.node.istio_version, config.pair_limit);
+    let telemetry = Telemetry {
+        told: config.log.told,
+        ..Telemetry::new(metrics, log)
+    };
+    let scraped = Scraped::new(&telemetry);
+    scraped.tunnel_memory(config.tunnel.memory.clone());
+    scraped.readiness(readiness.clone());
     let lately = Lately::new(Arc::clone(&telemetry.metrics));
     tasks.spawn(lately.clone().follow(shutdown.clone()));
     // Until the very end: the last scrape is not lost.
-    let (last, scraped) = (Shutdown::default(), TaskGroup::default());
+    let (last, scraping) = (Shutdown::default(), TaskGroup::default());
     scrapes.serve(
         stats(Arc::clone(&telemetry.metrics)),
         last.clone(),
-        &scraped,
+        &scraping,
     );
 
     let tls = tls_context(&config, &tasks, &shutdown);
     let (mesh, reader) = mesh_channel();
     let link = Link::default();
+    scraped.control_plane(link.clone());
     let discovery = DiscoveryConfig {
         endpoint: config.xds,
         node: config.node.description,
@@ -156,9 +162,10 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
         endpoint: config.ca,
         secret_ttl: config.secret_ttl,
         tls,
+        metrics: telemetry.metrics.ca.clone(),
     };
     let identities = Identities::new(ca, tasks.clone(), shutdown.clone());
-    count_certificates(&telemetry.metrics, identities.clone());
+    scraped.certificates(identities.clone());
 
     let names = ResolverConfig {
         resolv_conf: RESOLV_CONF.into(),
@@ -182,6 +189,14 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     };
     let workers =
         Workers::start(config.worker_threads.get(), &context).map_err(StartError::Workers)?;
+    scraped.workers(workers.clone());
+    scraped.queues(Queues {
+        log: context.node.telemetry.log.clone(),
+        mesh: context.node.mesh.clone(),
+        identities: context.node.identities.clone(),
+        resolver: context.resolver.clone(),
+        workers: workers.clone(),
+    });
     if let Some(pod) = daemon_pod {
         workers.start_daemon_pod(pod).await;
     }
@@ -196,6 +211,7 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
         &readiness,
     )
     .await?;
+    tasks.spawn(enroller.clone().measure(shutdown.clone()));
     let (stop, mut stopped) = mpsc::channel(1);
     let explainer = Explainer {
         node: Arc::clone(&context.node.name),
@@ -261,56 +277,8 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     enroller.stop(config.drain_deadline).await;
     tasks.drain(LAST_TASKS).await;
     last.start();
-    scraped.drain(LAST_TASKS).await;
+    scraping.drain(LAST_TASKS).await;
     Ok(())
-}
-
-fn telemetry(version: &str, log: Log) -> Telemetry {
-    let metrics = Metrics::new(version, MOST_PAIRS);
-    let lines = log.clone();
-    let dropped = CounterOf::new(
-        "ztunnel_log_dropped_total",
-        "Log lines that nobody took in time.",
-        move || lines.dropped(),
-    );
-    if let Err(error) = metrics.register(dropped) {
-        warn!(%error, "dropped log lines are not counted");
-    }
-    Telemetry::new(metrics, log)
-}
-
-fn count_certificates(metrics: &Metrics, identities: Identities) {
-    let gauges = Gauges::new(
-        "ztunnel_certificate_seconds_left",
-        "Until peers stop accepting the certificate of an identity; negative when they have.",
-        "identity",
-        move || {
-            let known = identities.known().into_iter();
-            let left = |one: KnownIdentity| Some((one.identity.to_string(), one.seconds_left()?));
-            known.filter_map(left).collect()
-        },
-    );
-    if let Err(error) = metrics.register(gauges) {
-        warn!(%error, "what is left of certificates is not told");
-    }
-}
-
-fn count_tunnel_memory(metrics: &Metrics, memory: Budget) {
-    let bytes = |count| i64::try_from(count).unwrap_or(i64::MAX);
-    let gauges = Gauges::new(
-        "ztunnel_tunnel_memory_bytes",
-        "What peers may make tunnels hold until apps take it, as reserved now and at most.",
-        "what",
-        move || {
-            vec![
-                ("reserved".to_owned(), bytes(memory.taken())),
-                ("limit".to_owned(), bytes(memory.limit())),
-            ]
-        },
-    );
-    if let Err(error) = metrics.register(gauges) {
-        warn!(%error, "the memory of tunnels is not counted");
-    }
 }
 
 /// What all certificates are used with. The revocation lists, if there are any, are in force before the first

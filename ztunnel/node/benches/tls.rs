@@ -24,7 +24,7 @@ use tokio::io::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use ztunnel_mesh::name::Identity;
-use ztunnel_node::tls::{self, Context, Credential, PrivateKey, RevocationLists};
+use ztunnel_node::tls::{self, Context, Credential, PrivateKey};
 
 #[path = "../src/tls/test_ca.rs"]
 #[expect(dead_code, reason = "made for the unit tests, which use all of it")]

@@ -120,6 +120,13 @@ impl MeshReader {
         self.current.load_full()
     }
 
+    /// How many questions wait for the writer, and how many may.
+    #[must_use]
+    pub fn queued(&self) -> (usize, usize) {
+        let limit = self.wanting.max_capacity();
+        (limit - self.wanting.capacity(), limit)
+    }
+
     /// Waits for the next snapshot after the last one waited for; false when there will be none.
     pub async fn changed(&mut self) -> bool {
         self.published.changed().await.is_ok()

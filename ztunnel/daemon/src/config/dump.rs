@@ -33,6 +33,7 @@ impl Config {
             worker_threads,
             drain_deadline,
             log: _,
+            pair_limit: _,
             admin_port,
             stats_port,
             paths: _,

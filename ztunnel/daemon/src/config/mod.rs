@@ -68,6 +68,8 @@ pub(crate) struct Config {
     /// How long connections may go on after the daemon was told to stop.
     pub(crate) drain_deadline: Duration,
     pub(crate) log: Log,
+    /// How many pairs have traffic metrics of their own.
+    pub(crate) pair_limit: usize,
     pub(crate) admin_port: u16,
     pub(crate) stats_port: u16,
     pub(crate) paths: LocalPaths,
@@ -121,6 +123,7 @@ impl Config {
         let worker_threads = process::worker_threads(reader, proxy.concurrency, cpus);
         let drain_deadline = process::drain_deadline(reader);
         let log = process::log(reader);
+        let pair_limit = process::pair_limit(reader);
         let paths = process::paths(reader);
         Some(Self {
             xds: xds?,
@@ -137,6 +140,7 @@ impl Config {
             worker_threads: worker_threads?,
             drain_deadline: drain_deadline?,
             log: log?,
+            pair_limit: pair_limit?,
             admin_port: proxy.admin_port.unwrap_or(ADMIN_PORT),
             stats_port: proxy.stats_port.unwrap_or(STATS_PORT),
             paths: paths?,

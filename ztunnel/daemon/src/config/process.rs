@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ztunnel_node::telemetry::{LogFormat, chain, directives};
+use ztunnel_node::telemetry::{BadShare, LogFormat, Share, chain, directives};
 
 use super::settings;
 use super::source::Reader;
@@ -15,6 +15,8 @@ pub(crate) struct Log {
     /// Directives that `EnvFilter` takes.
     pub(crate) filter: String,
     pub(crate) format: LogFormat,
+    /// Of the connections that ended well, those that have a line.
+    pub(crate) told: Share,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,9 +79,19 @@ pub(super) fn log(reader: &mut Reader<'_>) -> Option<Log> {
         "json" => Ok(LogFormat::Json),
         _ => Err("unknown format".to_owned()),
     });
+    let told = reader.value(&settings::ACCESS_LOG_SAMPLE_PERCENT, |text| {
+        text.parse().map_err(|err: BadShare| err.to_string())
+    });
     Some(Log {
         filter: filter?,
         format: format?,
+        told: told?,
+    })
+}
+
+pub(super) fn pair_limit(reader: &mut Reader<'_>) -> Option<usize> {
+    reader.value(&settings::METRICS_PAIR_LIMIT, |text| {
+        value::number(text, 1..=1_000_000)
     })
 }
 

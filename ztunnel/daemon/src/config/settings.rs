@@ -144,6 +144,10 @@ settings! {
         "level or target=level, separated by commas; levels: off, error, warn, info, debug, trace", "what is logged";
     LOG_FORMAT = Value("plain"),
         "plain or json", "how it is logged";
+    ACCESS_LOG_SAMPLE_PERCENT = Value("100"),
+        "a percentage, such as 5 or 0.1, with up to three decimals", "how many of the connections that ended well have a line in the log; those that failed all have; metrics count every one";
+    METRICS_PAIR_LIMIT = Value("5000"),
+        "pairs, 1 to 1000000", "how many pairs of workloads that talk have traffic metrics of their own, at some 4 KiB each; more share one series, `overflow`";
     ZTUNNEL_API_SOCKET = Value("/var/run/ztunnel/api.sock"),
         "an absolute path of at most 107 bytes", "where enrollment is asked for";
     ZTUNNEL_STATE_DIR = Value("/var/run/ztunnel/pods"),

@@ -585,6 +585,34 @@ fn the_reference_of_reasons_is_fresh() {
 }
 
 #[test]
+fn the_reference_of_metrics_is_fresh() {
+    let written = include_str!("../../../../deploy/metrics.md");
+    assert_eq!(
+        written,
+        ztunnel_node::telemetry::catalogue::reference(),
+        "stale: run `cargo run -p ztunnel -- metrics > deploy/metrics.md`"
+    );
+}
+
+#[test]
+fn the_share_of_connections_in_the_log_is_a_percentage() {
+    use ztunnel_node::telemetry::Share;
+    assert_eq!(good(&[]).log.told, Share::ALL);
+    let some = good(&["ACCESS_LOG_SAMPLE_PERCENT=0.5"]);
+    assert_eq!(Ok(some.log.told), "0.5".parse());
+    let wrong = complaint(&["ACCESS_LOG_SAMPLE_PERCENT=101"]);
+    assert!(wrong.contains("ACCESS_LOG_SAMPLE_PERCENT"), "{wrong}");
+}
+
+#[test]
+fn pairs_with_metrics_of_their_own_are_bounded_as_told() {
+    use ztunnel_node::telemetry::MOST_PAIRS;
+    assert_eq!(good(&[]).pair_limit, MOST_PAIRS);
+    assert_eq!(good(&["METRICS_PAIR_LIMIT=7"]).pair_limit, 7);
+    assert!(complaint(&["METRICS_PAIR_LIMIT=0"]).contains("METRICS_PAIR_LIMIT"));
+}
+
+#[test]
 fn the_reference_of_settings_is_fresh() {
     let written = include_str!("../../../../deploy/settings.md");
     assert_eq!(

@@ -52,6 +52,13 @@ impl PodCaptures {
         })
     }
 
+    /// Whether a program is attached to the namespace with this cookie.
+    #[must_use]
+    pub fn is_attached(&self, cookie: u64) -> bool {
+        let directory = self.directory.join(cookie.to_string());
+        directory.join(LINK).exists()
+    }
+
     /// Detaches the program of the pod whose namespace has, or had, this cookie, and removes its maps.
     ///
     /// # Errors
@@ -120,12 +127,6 @@ impl PodCapture {
     #[must_use]
     pub fn settings(&self) -> Option<PodSettings> {
         self.settings.get(&0, 0).ok()
-    }
-
-    /// Whether the program is attached.
-    #[must_use]
-    pub fn is_attached(&self) -> bool {
-        self.directory.join(LINK).exists()
     }
 
     /// Attaches a new program to the namespace in place of the one that may be there.

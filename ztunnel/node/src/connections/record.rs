@@ -142,23 +142,42 @@ impl Record {
     fn tell(&mut self, reason: Reason, error: Option<Box<dyn Error + Send + Sync>>) {
         self.ended = true;
         let connection = &*self.connection;
-        let Registry { watch, pod, .. } = &*self.registry;
+        let Connection {
+            direction,
+            facts,
+            traffic,
+            ..
+        } = connection;
+        let Registry {
+            telemetry,
+            sampler,
+            watch,
+            pod,
+            ..
+        } = &*self.registry;
         watch.ended(pod, connection, reason, error.as_deref());
-        let ended = Ended {
+        let opened = telemetry.ended(*direction, reason, traffic);
+        let told = telemetry.tells(reason, opened, sampler);
+        if !told && reason.is_success() {
+            return;
+        }
+        let ended = Box::new(Ended {
             at: SystemTime::now(),
-            direction: connection.direction,
+            direction: *direction,
             pod: self.registry.pod.clone(),
-            client: connection.src,
-            facts: connection.facts.take(),
-            bytes_sent: 0,
-            bytes_received: 0,
-            duration: connection.accepted.elapsed(),
-            opened: false,
+            client: self.connection.src,
+            facts: facts.take(),
+            bytes_sent: traffic.sent(),
+            bytes_received: traffic.received(),
+            duration: self.connection.accepted.elapsed(),
+            opened,
             reason,
             error,
-        };
-        let telemetry = &self.registry.telemetry;
-        telemetry.ended(&connection.traffic, Box::new(ended));
+        });
+        match told {
+            true => telemetry.log.connection(ended),
+            false => telemetry.log.failures().keep(ended),
+        }
     }
 }
 

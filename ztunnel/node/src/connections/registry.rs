@@ -17,7 +17,9 @@ use ztunnel_mesh::name::{PodName, Principal};
 
 use super::record::{Cut, Record, State};
 use super::watch::Watch;
-use crate::telemetry::{Counting, Direction, Facts, KnownPairs, Metrics, Telemetry, Traffic};
+use crate::telemetry::{
+    Counting, Direction, Facts, KnownPairs, Metrics, Sampler, Telemetry, Traffic,
+};
 
 /// So many connections are looked at before others get their turn,
 const BATCH: usize = 256;
@@ -31,6 +33,8 @@ pub struct Registry {
     pub(super) telemetry: Telemetry,
     pub(super) watch: Watch,
     pub(super) pairs: KnownPairs,
+    /// Of those that ended well, which are told about.
+    pub(super) sampler: Sampler,
     /// In the order in which they began.
     open: RefCell<BTreeMap<u64, Rc<Connection>>>,
     next: Cell<u64>,
@@ -92,6 +96,7 @@ impl Registry {
     pub fn watched(pod: PodName, telemetry: Telemetry, watch: Watch) -> Rc<Self> {
         Rc::new(Self {
             pod,
+            sampler: Sampler::new(telemetry.told, rand::random()),
             telemetry,
             watch,
             pairs: KnownPairs::default(),

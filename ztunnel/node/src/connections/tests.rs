@@ -171,3 +171,14 @@ async fn only_the_connection_that_is_watched_is_told_about_and_only_for_so_long(
     let told = timeout(Duration::from_millis(1), next.next()).await;
     assert!(told.is_err(), "it ended before: {told:?}");
 }
+
+#[tokio::test]
+async fn a_failure_that_the_log_does_not_tell_is_kept_all_the_same() {
+    // No filter lets anything through here.
+    let registry = registry();
+    let failures = registry.telemetry.log.failures();
+    start(&registry).complete();
+    assert!(failures.list().is_empty());
+    start(&registry).failed(Reason::PolicyDenied, Cut::Drained);
+    assert_eq!(failures.list().len(), 1);
+}

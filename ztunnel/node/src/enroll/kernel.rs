@@ -170,7 +170,7 @@ impl Kernel {
         capture: &PodCapture,
         record: &Record,
     ) -> Result<bool, EnrollError> {
-        let Some(defect) = self.defect(netns, capture) else {
+        let Some(defect) = self.defect(netns) else {
             return Ok(false);
         };
         warn!(uid = record.uid, defect, "repairing the capture of a pod");
@@ -191,11 +191,11 @@ impl Kernel {
             .run(interfaces)
             .and_then(|inspected| inspected)
             .map_err(|source| unreadable(netns, source))?;
-        if !capture.is_attached() {
+        if !self.captures.is_attached(netns.cookie()) {
             capture.attach(netns)?;
         }
         self.route(netns, record, &interfaces)?;
-        match self.defect(netns, capture) {
+        match self.defect(netns) {
             None => Ok(()),
             Some(defect) => Err(EnrollError::Defect {
                 uid: record.uid.clone(),
@@ -255,7 +255,7 @@ impl Kernel {
     }
 
     /// What is missing for the pod to be captured, as the kernel has it now. `None`: nothing.
-    pub(super) fn defect(&self, netns: &NetNs, capture: &PodCapture) -> Option<&'static str> {
+    pub(super) fn defect(&self, netns: &NetNs) -> Option<&'static str> {
         let entry = self
             .node()
             .as_ref()
@@ -268,7 +268,7 @@ impl Kernel {
             Some(_) => return Some("the connect hooks refuse the pod's connections"),
             None => return Some("the connect hooks do not know the pod"),
         }
-        if !capture.is_attached() {
+        if !self.captures.is_attached(netns.cookie()) {
             return Some("no socket lookup program is attached to the network namespace");
         }
         match netns.run(|| interfaces().and_then(|found| policy_routing::is_complete(&found))) {

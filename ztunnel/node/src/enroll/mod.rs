@@ -6,6 +6,7 @@
 
 mod kernel;
 mod local_api;
+mod measure;
 mod record;
 mod table;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 use ztunnel_mesh::name::{PodName, PodUid};
@@ -16,6 +16,7 @@ use ztunnel_sys::socket::Liveness;
 
 use super::EnrollError;
 use super::kernel::{Captured, Kernel};
+use super::measure::Measured;
 use super::record::{Phase, Record, Records, is_unreadable, is_valid_uid};
 use crate::admin::{Pending, Readiness};
 use crate::capture::{NodeCapture, PodCapture};
@@ -23,7 +24,7 @@ use crate::explain::KnownPod;
 use crate::pod::{PodStart, Workers};
 use crate::prove::Candidate;
 use crate::task::{PodNet, TaskGroup};
-use crate::telemetry::chain;
+use crate::telemetry::{PodMetrics, chain};
 
 /// The name that readiness has for it, after that of the part that does it in Istio's.
 const TASK: &str = "workload proxy manager";
@@ -61,10 +62,10 @@ pub struct PodStatus {
     pub problem: Option<String>,
 }
 
-struct Pod {
-    record: Record,
+pub(super) struct Pod {
+    pub(super) record: Record,
     addresses: Vec<IpAddr>,
-    hold: Hold,
+    pub(super) hold: Hold,
     /// Why the last repair of its capture failed.
     unrepaired: Option<String>,
 }
@@ -94,6 +95,17 @@ impl Pod {
         }
     }
 
+    pub(super) fn is_served(&self) -> bool {
+        matches!(self.hold, Hold::Live { .. })
+    }
+
+    /// Somebody has just looked at its capture.
+    pub(super) fn measured(&mut self, whole: bool) {
+        if let Hold::Live { measured, .. } = &mut self.hold {
+            *measured = Some(Measured::now(whole));
+        }
+    }
+
     /// Why it is not served although it should be: its connections are refused.
     fn unserved(&self) -> Option<&str> {
         match &self.hold {
@@ -105,13 +117,15 @@ impl Pod {
     }
 }
 
-enum Hold {
+pub(super) enum Hold {
     /// Captured and served.
     Live {
         netns: Arc<NetNs>,
         capture: Box<PodCapture>,
         /// The ports of the proxy's listeners.
         ports: Arc<[u16]>,
+        /// Whether its capture was whole when somebody last looked.
+        measured: Option<Measured>,
     },
     /// Being unenrolled; the channel closes when that is done.
     Leaving(watch::Receiver<()>),
@@ -121,12 +135,12 @@ enum Hold {
 
 /// The interface of every source of enrollment.
 #[derive(Clone)]
-pub struct Enroller(Arc<Inner>);
+pub struct Enroller(pub(super) Arc<Inner>);
 
 /// The pods, and whether more may come.
 #[derive(Default)]
-struct Table {
-    pods: BTreeMap<PodUid, Pod>,
+pub(super) struct Table {
+    pub(super) pods: BTreeMap<PodUid, Pod>,
     /// Records of pods that are captured, and nobody knows which.
     unreadable: Vec<PathBuf>,
     closed: bool,
@@ -155,11 +169,40 @@ impl Table {
         let pending = self.unserved.get_or_insert_with(|| readiness.pending(TASK));
         pending.because(told);
     }
+
+    /// Lets metrics know how many pods there are, and how they are.
+    pub(super) fn count(&self, metrics: &PodMetrics) {
+        let [mut captured, mut unmeasured, mut damaged] = [0; 3];
+        let [mut leaving, mut lost, mut unserved] = [0; 3];
+        for pod in self.pods.values() {
+            match &pod.hold {
+                Hold::Live { measured, .. } => match measured {
+                    None => unmeasured += 1,
+                    Some(measured) if measured.whole => captured += 1,
+                    Some(_) => damaged += 1,
+                },
+                Hold::Leaving(_) => leaving += 1,
+                Hold::Lost { .. } => {
+                    lost += 1;
+                    unserved += usize::from(pod.record.phase == Phase::Captured);
+                }
+            }
+        }
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        metrics.active.set(count(captured + unmeasured + damaged));
+        metrics.pending.set(count(unserved + self.unreadable.len()));
+        metrics.in_state("captured", captured);
+        metrics.in_state("unmeasured", unmeasured);
+        metrics.in_state("defective", damaged + lost);
+        metrics.in_state("leaving", leaving);
+    }
 }
 
-struct Inner {
-    kernel: Arc<Kernel>,
-    table: Mutex<Table>,
+pub(super) struct Inner {
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) table: Mutex<Table>,
+    /// There is a pod that nobody has measured.
+    pub(super) unmeasured: Notify,
     workers: Workers,
     /// The namespace of the node itself, where the daemon's threads are.
     host: Arc<NetNs>,
@@ -194,6 +237,7 @@ impl Enroller {
         let enroller = Self(Arc::new(Inner {
             kernel: Arc::new(Kernel::new(node, records, workers.count(), liveness)),
             table: Mutex::default(),
+            unmeasured: Notify::new(),
             workers,
             host: Arc::new(host),
             drain,
@@ -237,8 +281,11 @@ impl Enroller {
 
     /// Every pod, as the kernel has it now.
     pub async fn pods(&self) -> Vec<PodStatus> {
-        let table = self.0.table.lock().await;
-        table.pods.values().map(|pod| self.status(pod)).collect()
+        let mut table = self.0.table.lock().await;
+        let pods = table.pods.values_mut();
+        let pods = pods.map(|pod| self.status(pod)).collect();
+        table.count(self.metrics());
+        pods
     }
 
     /// Every pod, as the table has it: nothing is measured.
@@ -249,8 +296,8 @@ impl Enroller {
 
     /// Every pod, with what is wrong with its capture, for somebody who wants to connect as one of them.
     pub async fn candidates(&self) -> Vec<Candidate> {
-        let table = self.0.table.lock().await;
-        let candidate = |pod: &Pod| Candidate {
+        let mut table = self.0.table.lock().await;
+        let candidate = |pod: &mut Pod| Candidate {
             uid: pod.record.uid.clone(),
             known: pod.known(),
             netns: match &pod.hold {
@@ -259,7 +306,7 @@ impl Enroller {
             },
             problem: self.status(pod).problem,
         };
-        table.pods.values().map(candidate).collect()
+        table.pods.values_mut().map(candidate).collect()
     }
 
     /// Unenrolls every pod and detaches from the node: nothing of the daemon is left in the kernel.
@@ -303,7 +350,13 @@ impl Enroller {
     }
 
     async fn tell(&self) {
-        self.0.table.lock().await.tell(&self.0.readiness);
+        let mut table = self.0.table.lock().await;
+        table.tell(&self.0.readiness);
+        table.count(self.metrics());
+    }
+
+    pub(super) fn metrics(&self) -> &PodMetrics {
+        &self.0.workers.metrics().pods
     }
 
     /// Runs `request` to its end even when the caller goes away.
@@ -362,6 +415,7 @@ impl Enroller {
                 Hold::Live { netns, capture, .. } if same => {
                     let repaired = self.0.kernel.repair(netns, capture, &pod.record);
                     pod.unrepaired = repaired.as_ref().err().map(|err| chain(err));
+                    pod.measured(repaired.is_ok());
                     return repaired;
                 }
                 // Still refused since it could not be taken over. As then, and not from the start: that would open
@@ -405,6 +459,9 @@ impl Enroller {
             return Ok(());
         };
         self.0.workers.drain_pod(uid, Duration::ZERO).await;
+        if pod.is_served() {
+            self.metrics().stopped.inc();
+        }
         self.release(pod).await
     }
 
@@ -434,11 +491,14 @@ impl Enroller {
         };
         let ports = Arc::clone(&listeners.ports);
         self.0.workers.start_pod(start, listeners).await;
+        self.metrics().started.inc();
         let hold = Hold::Live {
             netns,
             capture: Box::new(capture),
             ports,
+            measured: None,
         };
+        self.0.unmeasured.notify_one();
         pods.insert(
             record.uid(),
             Pod {
@@ -469,16 +529,21 @@ impl Enroller {
                 self.0.kernel.bypass(&mut pod.record, capture)?;
             }
             let hold = std::mem::replace(&mut pod.hold, Hold::Leaving(leaving));
-            Pod {
+            let pod = Pod {
                 record: pod.record.clone(),
                 addresses: Vec::new(),
                 hold,
                 unrepaired: None,
-            }
+            };
+            table.count(self.metrics());
+            pod
         };
         let record = pod.record.clone();
         // Without the lock: others come and go while the last connections of this one end.
         let cut = self.0.workers.drain_pod(&uid, self.0.drain).await;
+        if pod.is_served() {
+            self.metrics().stopped.inc();
+        }
         let released = self.release(pod).await;
         let mut table = self.0.table.lock().await;
         table.pods.remove(&uid);
@@ -545,15 +610,16 @@ impl Enroller {
         Ok(())
     }
 
-    fn status(&self, pod: &Pod) -> PodStatus {
+    fn status(&self, pod: &mut Pod) -> PodStatus {
         let (state, problem) = match &pod.hold {
             Hold::Leaving(_) => (PodState::Leaving, None),
             Hold::Lost { problem } => (PodState::Defective, Some(problem.clone())),
-            Hold::Live { netns, capture, .. } => match self.0.kernel.defect(netns, capture) {
+            Hold::Live { netns, .. } => match self.0.kernel.defect(netns) {
                 None => (PodState::Captured, None),
                 Some(defect) => (PodState::Defective, Some(defect.to_owned())),
             },
         };
+        pod.measured(state == PodState::Captured);
         PodStatus {
             uid: pod.record.uid.clone(),
             namespace: pod.record.namespace.clone(),

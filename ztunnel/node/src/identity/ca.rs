@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
+use tokio::time::Instant;
 use tonic::{Code, Request};
 use ztunnel_mesh::name::Identity;
 use ztunnel_proto::istio::v1::auth::IstioCertificateRequest;
@@ -15,6 +16,7 @@ use ztunnel_proto::istio::v1::auth::istio_certificate_service_client::IstioCerti
 use super::{CaConfig, FetchError};
 use crate::control_plane::{self, SharedChannel};
 use crate::task::{Pace, Shutdown};
+use crate::telemetry::CaMetrics;
 
 const RPC_DEADLINE: Duration = Duration::from_secs(10);
 /// Some certificates.
@@ -34,6 +36,7 @@ pub(super) trait Sign: Send + Sync + fmt::Debug {
 #[derive(Debug)]
 pub(super) struct CertificateAuthority {
     secret_ttl: Duration,
+    metrics: CaMetrics,
     /// Shared by all calls until the roots change or a call gets no answer.
     channel: SharedChannel,
 }
@@ -42,6 +45,7 @@ impl CertificateAuthority {
     pub(super) fn new(cfg: CaConfig) -> Self {
         Self {
             secret_ttl: cfg.secret_ttl,
+            metrics: cfg.metrics,
             channel: SharedChannel::new(cfg.endpoint),
         }
     }
@@ -90,7 +94,16 @@ impl CertificateAuthority {
 
 impl Sign for CertificateAuthority {
     fn sign<'a>(&'a self, identity: &'a Identity, csr: String) -> Signing<'a> {
-        Box::pin(self.create(identity, csr))
+        Box::pin(async move {
+            let began = Instant::now();
+            let answer = self.create(identity, csr).await;
+            let metrics = &self.metrics;
+            match &answer {
+                Ok(_) => metrics.seconds.observe(began.elapsed().as_secs_f64()),
+                Err(err) => metrics.failed(err.reason()),
+            }
+            answer
+        })
     }
 }
 

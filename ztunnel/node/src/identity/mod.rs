@@ -33,6 +33,7 @@ use ztunnel_mesh::reason::Reason;
 
 use crate::control_plane::{ControlPlaneError, Endpoint};
 use crate::task::{Shutdown, TaskGroup};
+use crate::telemetry::CaMetrics;
 use crate::tls::{self, ChainError, Credential};
 
 use ca::{CertificateAuthority, Sign};
@@ -55,6 +56,7 @@ pub struct CaConfig {
     pub secret_ttl: Duration,
     /// What the certificates are used with.
     pub tls: tls::Context,
+    pub metrics: CaMetrics,
 }
 
 /// Why there is no certificate for a connection.
@@ -235,6 +237,12 @@ impl Identities {
             Waiting::begin(&self.shared, &mut table, identity)
         };
         waiting.end().await
+    }
+
+    /// How many requests wait for their turn to ask the CA.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.shared.table().queue.len()
     }
 
     /// Keeps the certificate of `identity` at hand for as long as the result lives. Starts to fetch it.

@@ -84,6 +84,11 @@ impl Queue {
         Some(ticket)
     }
 
+    /// How many wait.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     fn first(&self, priority: Priority) -> Option<(Priority, Ticket)> {
         let of_this = (priority, Ticket(0))..=(priority, Ticket(u64::MAX));
         self.waiting.range(of_this).next().copied()

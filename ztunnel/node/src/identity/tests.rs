@@ -577,6 +577,7 @@ fn identities(endpoint: Endpoint) -> Identities {
         endpoint,
         secret_ttl: 24 * HOUR,
         tls: tls::Context::default(),
+        metrics: crate::telemetry::Metrics::new("test", 1).ca.clone(),
     };
     Identities::new(cfg, TaskGroup::default(), Shutdown::default())
 }

@@ -25,7 +25,8 @@ use crate::own_pod::{WorkloadUnknown, baggage};
 use crate::relay::{self, ResetOnDrop};
 use crate::state::LOOKUP_WAIT;
 use crate::telemetry::{Counting, Direction, Party, within};
-use crate::tunnel::{AcceptError, Incoming, Request, TunnelFacts, accept};
+use crate::tls::HandshakeError;
+use crate::tunnel::{AcceptError, Incoming, Request, TunnelError, TunnelFacts, accept};
 
 /// Questions that one address may need: whose it is, and what the waypoints of those are; hardly ever more than one.
 const MOST_LOOKUPS: usize = 4;
@@ -53,6 +54,14 @@ impl TunnelRefused {
             Self::Identity(err) => err.reason(),
             Self::Accept(err) => err.reason(),
         }
+    }
+
+    /// Whether no more tunnels can be watched for revocation.
+    fn is_untracked(&self) -> bool {
+        matches!(
+            self,
+            Self::Accept(AcceptError::Tls(HandshakeError::TooMany))
+        )
     }
 }
 
@@ -88,15 +97,17 @@ async fn serve_tunnel(
     let record = connections.start(Direction::InboundHbone, client);
     record.facts().hbone = Some(HboneAddr(local));
     let making = record.unless_cut(Box::pin(make_tunnel(inner, accepted)));
-    let refused = |reason: Reason| metrics.refused.with_label_values(&[reason.code()]).inc();
-    let incoming = match making.await {
+    let running = Counting::one(&metrics.accepting);
+    let made = making.await;
+    drop(running);
+    let incoming = match made {
         Ok(Ok(incoming)) => incoming,
         Ok(Err(err)) => {
-            refused(err.reason());
+            metrics.refused(err.reason(), err.is_untracked());
             return record.failed(err.reason(), err);
         }
         Err(cut) => {
-            refused(cut.reason());
+            metrics.refused(cut.reason(), false);
             return record.failed(cut.reason(), cut);
         }
     };
@@ -131,6 +142,9 @@ async fn serve_tunnel(
     match ended {
         Ok(()) => debug!("tunnel closed"),
         Err(error) => {
+            if let TunnelError::Revoked = error {
+                metrics.revoked();
+            }
             debug!(error = &error as &dyn std::error::Error, "tunnel broke");
         }
     }

@@ -35,7 +35,7 @@ use crate::own_pod::{OwnPod, WorkloadUnknown, baggage};
 use crate::relay::{self, RelayError, ResetOnDrop};
 use crate::state::{LOOKUP_WAIT, LookupTimeout};
 use crate::task::{LocalTasks, Shutdown};
-use crate::telemetry::{Direction, Party, within};
+use crate::telemetry::{Direction, KnownNames, Party, within};
 use crate::tunnel::{Destination, OpenError, Opened, Pool, Stream, TunnelFacts, TunnelSettings};
 
 pub use resolve::{ResolveError, Resolver, ResolverConfig};
@@ -57,6 +57,7 @@ pub struct Outbound {
     resolver: Resolver,
     pool: Pool,
     refusers: Refusers,
+    names: KnownNames,
     settings: Arc<TunnelSettings>,
 }
 
@@ -203,12 +204,14 @@ impl Outbound {
         tasks: LocalTasks,
         shutdown: Shutdown,
     ) -> Self {
-        let pool = Pool::new(Arc::clone(&settings), tasks, shutdown);
+        let metrics = Arc::clone(&pod.connections.metrics().pool);
+        let pool = Pool::new(Arc::clone(&settings), tasks, shutdown, metrics);
         Self {
             pod,
             resolver,
             pool,
             refusers: Refusers::default(),
+            names: KnownNames::default(),
             settings,
         }
     }
@@ -319,7 +322,7 @@ impl Outbound {
         &self,
         record: &Record,
         src: ClientAddr,
-        workload: &Workload,
+        workload: &Arc<Workload>,
         route: Route,
         within: Option<Duration>,
     ) -> Result<Reached, OutboundError> {
@@ -340,6 +343,8 @@ impl Outbound {
             // With an address it is one of the others.
             Route::Named(route) => {
                 let hostname = Arc::clone(&route.hostname);
+                let metrics = self.pod.connections.metrics();
+                self.names.count(&metrics.names, workload, &hostname);
                 let addresses = self.resolver.resolve(&hostname, route.families).await?;
                 debug!(%hostname, ?addresses, "name resolved");
                 let route = route.resolved(&addresses, workload, &mut Random);

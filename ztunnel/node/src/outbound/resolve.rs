@@ -140,6 +140,12 @@ impl Resolver {
         this
     }
 
+    /// How many names are being resolved, and how many may be at a time.
+    #[must_use]
+    pub fn queued(&self) -> (usize, usize) {
+        (self.0.asked().len(), MAX_QUESTIONS)
+    }
+
     async fn follow(self, resolv_conf: PathBuf, mut watch: FileWatch, shutdown: Shutdown) {
         loop {
             tokio::select! {

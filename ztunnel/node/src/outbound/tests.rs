@@ -133,6 +133,7 @@ impl Node {
             endpoint: setup.start().await.endpoint,
             secret_ttl: 24 * HOUR,
             tls: tls::Context::default(),
+            metrics: Metrics::new("test", 1).ca.clone(),
         };
         let (writer, mesh) = mesh_channel();
         Self {

@@ -8,4 +8,4 @@ pub use listeners::{Listeners, open_listeners};
 pub use own::DaemonPod;
 pub use ztunnel_mesh::name::PodName;
 
-pub use worker::{NodeContext, PodStart, Workers};
+pub use worker::{Busy, NodeContext, PodStart, Workers};

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 use tracing::{error, warn};
@@ -76,7 +77,21 @@ enum Command {
 
 /// The worker threads.
 #[derive(Clone, Debug)]
-pub struct Workers(Arc<[mpsc::Sender<Command>]>, Arc<Metrics>);
+pub struct Workers(Arc<[Worker]>, Arc<Metrics>);
+
+#[derive(Debug)]
+struct Worker {
+    commands: mpsc::Sender<Command>,
+    runtime: Handle,
+}
+
+/// How busy a worker has been since it was started.
+#[derive(Clone, Copy, Debug)]
+pub struct Busy {
+    pub busy: Duration,
+    /// How often it had nothing to do.
+    pub parked: u64,
+}
 
 impl Workers {
     /// Starts `count` threads.
@@ -90,12 +105,16 @@ impl Workers {
                 .enable_all()
                 .build()?;
             let context = context.clone();
+            let handle = runtime.handle().clone();
             thread::Builder::new()
                 .name(format!("worker-{number}"))
                 .spawn(move || {
                     LocalSet::new().block_on(&runtime, work(queue, context));
                 })?;
-            Ok(commands)
+            Ok(Worker {
+                commands,
+                runtime: handle,
+            })
         });
         let metrics = Arc::clone(&context.node.telemetry.metrics);
         Ok(Self(workers.collect::<io::Result<_>>()?, metrics))
@@ -107,12 +126,41 @@ impl Workers {
         self.0.len()
     }
 
+    /// Of each worker, how many commands wait for it, and how many may.
+    #[must_use]
+    pub fn queued(&self) -> Vec<(usize, usize)> {
+        let workers = self.0.iter().map(|Worker { commands, .. }| {
+            let limit = commands.max_capacity();
+            (limit - commands.capacity(), limit)
+        });
+        workers.collect()
+    }
+
+    /// How busy each worker is.
+    #[must_use]
+    pub fn busy(&self) -> Vec<Busy> {
+        let workers = self.0.iter().map(|worker| {
+            let metrics = worker.runtime.metrics();
+            Busy {
+                busy: metrics.worker_total_busy_duration(0),
+                parked: metrics.worker_park_count(0),
+            }
+        });
+        workers.collect()
+    }
+
+    /// The metrics of the node.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.1
+    }
+
     /// Serves a pod. `listeners` has one set for each worker.
     pub async fn start_pod(&self, pod: PodStart, listeners: Listeners) {
         let Listeners { sets, ports } = listeners;
-        self.1.pods_started.inc();
         for (worker, listeners) in self.0.iter().zip(sets) {
             if worker
+                .commands
                 .send(Command::Start {
                     pod: pod.clone(),
                     listeners,
@@ -131,14 +179,18 @@ impl Workers {
         let Some(worker) = self.0.first() else {
             return;
         };
-        if worker.send(Command::StartDaemonPod(pod)).await.is_err() {
+        if worker
+            .commands
+            .send(Command::StartDaemonPod(pod))
+            .await
+            .is_err()
+        {
             error!("a worker is gone; the daemon's metrics cannot be read through tunnels");
         }
     }
 
     /// Ends a pod: says how many connections were still there after `deadline` and were cut.
     pub async fn drain_pod(&self, uid: &PodUid, deadline: Duration) -> usize {
-        self.1.pods_stopped.inc();
         let drains = self
             .ask(|done| Command::Drain {
                 uid: uid.clone(),
@@ -171,7 +223,7 @@ impl Workers {
         let mut pending = Vec::with_capacity(self.0.len());
         for worker in self.0.iter() {
             let (done, answer) = oneshot::channel();
-            if worker.send(command(done)).await.is_ok() {
+            if worker.commands.send(command(done)).await.is_ok() {
                 pending.push(answer);
             }
         }

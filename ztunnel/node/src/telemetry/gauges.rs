@@ -4,15 +4,15 @@ use std::collections::HashMap;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{IntCounter, IntGauge, IntGaugeVec, Opts};
+use prometheus::{CounterVec, IntCounter, IntGauge, IntGaugeVec};
 
-/// A family of gauges, made anew for every scrape: what is gone leaves no series behind.
+use super::catalogue::{Family, Kind};
+
+/// A family of gauges with one label, made anew for every scrape: what is gone leaves no series behind.
 pub struct Gauges<F> {
     /// By which the registry tells collectors apart.
     desc: Desc,
-    name: &'static str,
-    help: &'static str,
-    label: &'static str,
+    family: &'static Family,
     read: F,
 }
 
@@ -24,20 +24,9 @@ where
     ///
     /// # Errors
     /// When the name, the help or the label cannot be exposed.
-    pub fn new(
-        name: &'static str,
-        help: &'static str,
-        label: &'static str,
-        read: F,
-    ) -> prometheus::Result<Self> {
-        let labels = vec![label.to_owned()];
-        Ok(Self {
-            desc: Desc::new(name.into(), help.into(), labels, HashMap::new())?,
-            name,
-            help,
-            label,
-            read,
-        })
+    pub fn new(family: &'static Family, read: F) -> prometheus::Result<Self> {
+        let desc = desc(family)?;
+        Ok(Self { desc, family, read })
     }
 }
 
@@ -50,51 +39,99 @@ where
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let Ok(family) = IntGaugeVec::new(Opts::new(self.name, self.help), &[self.label]) else {
+        let Ok(family) = IntGaugeVec::new(self.family.opts(), self.family.labels) else {
             return Vec::new();
         };
         for (label, value) in (self.read)() {
-            family.with_label_values(&[label]).set(value);
+            // There is none when the family has another number of labels.
+            if let Ok(gauge) = family.get_metric_with_label_values(&[label]) {
+                gauge.set(value);
+            }
         }
         family.collect()
     }
 }
 
-/// A counter that somebody else counts.
-pub struct CounterOf<F> {
+/// Counters of fractions with one label, counted by somebody else.
+pub struct CountersOf<F> {
     desc: Desc,
-    name: &'static str,
-    help: &'static str,
+    family: &'static Family,
     read: F,
 }
 
-impl<F: Fn() -> u64 + Send + Sync> CounterOf<F> {
-    /// `read` says how many.
+impl<F: Fn() -> Vec<f64> + Send + Sync> CountersOf<F> {
+    /// `read` says all values; the label is the place of each.
     ///
     /// # Errors
-    /// When the name or the help cannot be exposed.
-    pub fn new(name: &'static str, help: &'static str, read: F) -> prometheus::Result<Self> {
-        Ok(Self {
-            desc: Desc::new(name.into(), help.into(), Vec::new(), HashMap::new())?,
-            name,
-            help,
-            read,
-        })
+    /// When the name, the help or the label cannot be exposed.
+    pub fn new(family: &'static Family, read: F) -> prometheus::Result<Self> {
+        let desc = desc(family)?;
+        Ok(Self { desc, family, read })
     }
 }
 
-impl<F: Fn() -> u64 + Send + Sync> Collector for CounterOf<F> {
+impl<F: Fn() -> Vec<f64> + Send + Sync> Collector for CountersOf<F> {
     fn desc(&self) -> Vec<&Desc> {
         vec![&self.desc]
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let Ok(counter) = IntCounter::new(self.name, self.help) else {
+        let Ok(family) = CounterVec::new(self.family.opts(), self.family.labels) else {
             return Vec::new();
         };
-        counter.inc_by((self.read)());
-        counter.collect()
+        for (place, value) in (self.read)().into_iter().enumerate() {
+            // There is none when the family has another number of labels.
+            if let Ok(counter) = family.get_metric_with_label_values(&[place.to_string()]) {
+                counter.inc_by(value);
+            }
+        }
+        family.collect()
     }
+}
+
+/// A counter that somebody else counts, or a single gauge.
+pub struct ValueOf<F> {
+    desc: Desc,
+    family: &'static Family,
+    read: F,
+}
+
+impl<F: Fn() -> u64 + Send + Sync> ValueOf<F> {
+    /// `read` says how many.
+    ///
+    /// # Errors
+    /// When the name or the help cannot be exposed.
+    pub fn new(family: &'static Family, read: F) -> prometheus::Result<Self> {
+        let desc = desc(family)?;
+        Ok(Self { desc, family, read })
+    }
+}
+
+impl<F: Fn() -> u64 + Send + Sync> Collector for ValueOf<F> {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.desc]
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let (opts, value) = (self.family.opts(), (self.read)());
+        let collected = match self.family.kind {
+            Kind::Counter => IntCounter::with_opts(opts).map(|counter| {
+                counter.inc_by(value);
+                counter.collect()
+            }),
+            Kind::Gauge | Kind::Histogram => IntGauge::with_opts(opts).map(|gauge| {
+                gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+                gauge.collect()
+            }),
+        };
+        collected.unwrap_or_default()
+    }
+}
+
+pub(super) fn desc(family: &Family) -> prometheus::Result<Desc> {
+    let labels = family.labels.iter().map(|label| (*label).to_owned());
+    let Family { name, help, .. } = *family;
+    Desc::new(name.into(), help.into(), labels.collect(), HashMap::new())
 }
 
 /// Counts one for as long as it lives.

@@ -5,7 +5,7 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -50,8 +50,16 @@ pub(super) enum Item {
 #[derive(Clone, Debug)]
 pub struct Log {
     queue: SyncSender<Item>,
-    dropped: Arc<AtomicU64>,
     failures: RecentFailures,
+    counts: Arc<Counts>,
+}
+
+/// Of the queue.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    dropped: AtomicU64,
+    /// What was put less what was taken, in either order.
+    waiting: AtomicI64,
 }
 
 impl Log {
@@ -60,7 +68,7 @@ impl Log {
         let (queue, items) = sync_channel(QUEUE);
         let log = Self {
             queue,
-            dropped: Arc::default(),
+            counts: Arc::default(),
             failures: RecentFailures::default(),
         };
         (log, items)
@@ -79,9 +87,11 @@ impl Log {
 
     pub(super) fn put(&self, item: Item) {
         match self.queue.try_send(item) {
-            Ok(()) => {}
+            Ok(()) => {
+                self.counts.waiting.fetch_add(1, Ordering::Relaxed);
+            }
             Err(TrySendError::Full(item) | TrySendError::Disconnected(item)) => {
-                self.dropped.fetch_add(1, Ordering::Relaxed);
+                self.counts.dropped.fetch_add(1, Ordering::Relaxed);
                 if let Item::Connection(ended) = item {
                     self.failures.keep(ended);
                 }
@@ -90,8 +100,8 @@ impl Log {
     }
 
     #[cfg(test)]
-    pub(super) fn counter(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.dropped)
+    pub(super) fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.counts)
     }
 
     /// The connections that failed last, whether or not the log tells about them.
@@ -103,13 +113,21 @@ impl Log {
     /// How many lines were dropped.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+        self.counts.dropped.load(Ordering::Relaxed)
+    }
+
+    /// How many lines wait to be written, and how many may.
+    #[must_use]
+    pub fn queued(&self) -> (usize, usize) {
+        let waiting = self.counts.waiting.load(Ordering::Relaxed);
+        (usize::try_from(waiting).unwrap_or(0), QUEUE)
     }
 
     /// Waits until what was told so far is written, or for long enough.
     pub fn flush(&self) {
         let (done, written) = sync_channel(1);
         if self.queue.try_send(Item::Flush(done)).is_ok() {
+            self.counts.waiting.fetch_add(1, Ordering::Relaxed);
             // In vain when nobody reads.
             let _ = written.recv_timeout(LAST_LINES);
         }
@@ -240,9 +258,9 @@ impl LogLevels {
 pub fn start_log(levels: &str, format: LogFormat) -> io::Result<(Log, LogLevels)> {
     let (filter, levels) = LogLevels::new(levels).map_err(io::Error::other)?;
     let (log, items) = Log::new();
-    let (dropped, failures) = (Arc::clone(&log.dropped), log.failures.clone());
+    let (counts, failures) = (Arc::clone(&log.counts), log.failures.clone());
     thread::Builder::new().name("log".into()).spawn(move || {
-        write_all(&items, io::stdout(), format, &dropped, &failures);
+        write_all(&items, io::stdout(), format, &counts, &failures);
     })?;
     let lines = EventLines::new(log.clone(), format);
     tracing_subscriber::registry()
@@ -255,7 +273,7 @@ pub fn start_log(levels: &str, format: LogFormat) -> io::Result<(Log, LogLevels)
 
 /// Whether such connections are told about.
 #[must_use]
-pub fn tells(level: Level) -> bool {
+pub(super) fn tells(level: Level) -> bool {
     match level {
         Level::ERROR => tracing::enabled!(target: "access", Level::ERROR),
         Level::WARN => tracing::enabled!(target: "access", Level::WARN),
@@ -268,14 +286,15 @@ pub(super) fn write_all(
     items: &Receiver<Item>,
     mut to: impl Write,
     format: LogFormat,
-    dropped: &AtomicU64,
+    counts: &Counts,
     failures: &RecentFailures,
 ) {
     let (mut text, mut told) = (Vec::with_capacity(WRITE), 0);
     while let Ok(first) = items.recv() {
         let mut waiting = Vec::new();
-        let mut next = Some(first);
+        let (mut next, mut taken) = (Some(first), 0);
         while let Some(item) = next {
+            taken += 1;
             match item {
                 Item::Connection(ended) => {
                     write_line(&mut text, format, |line| ended.write(line));
@@ -288,7 +307,8 @@ pub(super) fn write_all(
                 .then(|| items.try_recv().ok())
                 .flatten();
         }
-        let lost = dropped.load(Ordering::Relaxed);
+        counts.waiting.fetch_sub(taken, Ordering::Relaxed);
+        let lost = counts.dropped.load(Ordering::Relaxed);
         if lost > told {
             let lines = lost - told;
             write_line(&mut text, format, |line| {

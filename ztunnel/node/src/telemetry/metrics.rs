@@ -2,7 +2,7 @@
 //! gauge of something that is kept elsewhere) is a collector that a room registers.
 //!
 //! Label values come from closed lists, or from the names of things that are bounded themselves; the traffic of pairs
-//! has a table of its own ([`SeriesTable`]).
+//! has a table of its own ([`SeriesTable`]). Names and what they mean are in [`catalogue`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +16,13 @@ use prometheus::{
 };
 use ztunnel_mesh::reason::Reason;
 
+use super::catalogue::{self, Family};
+use super::names::NameTable;
+use super::rooms::{CaMetrics, CrlMetrics, PodMetrics, PoolMetrics, TunnelMetrics, XdsMetrics};
 use super::series::SeriesTable;
 use super::{Direction, Reporter};
 
-/// Pairs that have series of their own.
+/// Pairs that have series of their own, unless the configuration says otherwise.
 pub const MOST_PAIRS: usize = 5_000;
 
 /// Until a connection can carry bytes, from 0.1 ms to 10 s.
@@ -39,9 +42,14 @@ pub struct Metrics {
     /// Accepted from apps, and from peers.
     pub sockets_open: [IntGauge; 2],
     pub xds: XdsMetrics,
+    /// Connections that ended well and are not told about.
+    pub sampled_out: IntCounter,
     pub tunnels: TunnelMetrics,
-    pub pods_started: IntCounter,
-    pub pods_stopped: IntCounter,
+    pub pool: Arc<PoolMetrics>,
+    pub pods: PodMetrics,
+    pub ca: CaMetrics,
+    /// Names that were resolved for connections.
+    pub names: NameTable,
 }
 
 #[derive(Debug)]
@@ -50,25 +58,8 @@ struct ByReason {
     bytes: IntCounter,
 }
 
-/// The stream from the control plane.
-#[derive(Clone, Debug)]
-pub struct XdsMetrics {
-    pub terminations: IntCounterVec,
-    pub messages: IntCounterVec,
-    pub bytes: IntCounterVec,
-}
-
-/// Tunnels that peers make to pods of this node.
-#[derive(Clone, Debug)]
-pub struct TunnelMetrics {
-    /// Those that are open.
-    pub served: IntGauge,
-    pub accept_seconds: Histogram,
-    pub refused: IntCounterVec,
-}
-
-/// Makes metrics and registers them. Names are literals of this file, so neither fails.
-struct Make<'a>(&'a Registry);
+/// Makes metrics of the catalogue and registers them. So neither fails.
+pub(super) struct Make<'a>(&'a Registry);
 
 impl Make<'_> {
     fn add<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
@@ -78,21 +69,38 @@ impl Make<'_> {
         made
     }
 
-    fn counter(&self, name: &str, help: &str) -> IntCounter {
-        self.add(IntCounter::new(name, help))
+    pub(super) fn counter(&self, family: &Family) -> IntCounter {
+        self.add(IntCounter::with_opts(family.opts()))
     }
 
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.add(IntCounterVec::new(Opts::new(name, help), labels))
+    pub(super) fn counters(&self, family: &Family) -> IntCounterVec {
+        self.add(IntCounterVec::new(family.opts(), family.labels))
     }
 
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    pub(super) fn gauge(&self, family: &Family) -> IntGauge {
+        self.add(IntGauge::with_opts(family.opts()))
     }
 
-    fn seconds(&self, name: &str, help: &str, label: &str) -> HistogramVec {
-        let opts = HistogramOpts::new(name, help).buckets(CONNECT_SECONDS.to_vec());
-        self.add(HistogramVec::new(opts, &[label]))
+    pub(super) fn gauges(&self, family: &Family) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(family.opts(), family.labels))
+    }
+
+    pub(super) fn seconds(&self, family: &Family) -> Histogram {
+        self.add(Histogram::with_opts(Self::histogram(family)))
+    }
+
+    fn many_seconds(&self, family: &Family) -> HistogramVec {
+        self.add(HistogramVec::new(Self::histogram(family), family.labels))
+    }
+
+    fn histogram(family: &Family) -> HistogramOpts {
+        HistogramOpts::from(family.opts()).buckets(CONNECT_SECONDS.to_vec())
+    }
+}
+
+impl Family {
+    pub(super) fn opts(&self) -> Opts {
+        Opts::new(self.name, self.help)
     }
 }
 
@@ -105,27 +113,12 @@ impl Metrics {
         let own = registry.register(Box::new(ProcessCollector::for_self()));
         own.expect("nothing else is called process_*");
         let make = Make(&registry);
-        make.gauges(
-            "istio_build",
-            "The version of this component.",
-            &["component", "tag"],
-        )
-        .with_label_values(&["ztunnel", version])
-        .set(1);
-        let overflowed = make.counter(
-            "ztunnel_metrics_overflowed_total",
-            "Connections counted in the overflow series, since too many pairs talk.",
-        );
-        let connections = make.counters(
-            "ztunnel_connections_total",
-            "Connections that have ended, by reason.",
-            &["reporter", "reason"],
-        );
-        let bytes = make.counters(
-            "ztunnel_connection_bytes_total",
-            "Bytes of connections that have ended, both ways, by reason.",
-            &["reporter", "reason"],
-        );
+        make.gauges(catalogue::BUILD)
+            .with_label_values(&["ztunnel", version])
+            .set(1);
+        let overflowed = make.counter(catalogue::METRICS_OVERFLOWED);
+        let connections = make.counters(catalogue::CONNECTIONS);
+        let bytes = make.counters(catalogue::CONNECTION_BYTES);
         let ended = Reason::ALL.iter().map(|reason| {
             [Reporter::Source, Reporter::Destination].map(|reporter| {
                 let labels = [reporter.as_str(), reason.code()];
@@ -136,30 +129,20 @@ impl Metrics {
             })
         });
         let ended = ended.collect();
-        let seconds = make.seconds(
-            "ztunnel_connect_duration_seconds",
-            "From accept until a connection can carry bytes: what the proxy adds to a connect.",
-            "path",
-        );
+        let seconds = make.many_seconds(catalogue::CONNECT_SECONDS);
         let connect_seconds = ["outbound", "inbound_hbone", "inbound_plaintext"]
             .map(|path| seconds.with_label_values(&[path]));
-        let sockets = make.gauges(
-            "istio_tcp_sockets_open",
-            "Connections that were accepted and are open.",
-            &["reporter"],
-        );
+        let sockets = make.gauges(catalogue::SOCKETS_OPEN);
         let sockets_open = [Reporter::Source, Reporter::Destination]
             .map(|reporter| sockets.with_label_values(&[reporter.as_str()]));
         let xds = XdsMetrics::new(&make);
-        let tunnels = TunnelMetrics::new(&make);
-        let pods_started = make.counter(
-            "workload_manager_proxies_started_total",
-            "Pods that came to be served.",
-        );
-        let pods_stopped = make.counter(
-            "workload_manager_proxies_stopped_total",
-            "Pods that are served no more.",
-        );
+        let crl = CrlMetrics::new(&make);
+        let tunnels = TunnelMetrics::new(&make, crl.clone());
+        let pool = Arc::new(PoolMetrics::new(&make, crl));
+        let names = NameTable::default();
+        let added = registry.register(Box::new(names.clone()));
+        added.expect("its name is unique");
+        let pods = PodMetrics::new(&make);
         Arc::new(Self {
             traffic: SeriesTable::new(most_pairs, overflowed),
             ended,
@@ -167,8 +150,11 @@ impl Metrics {
             sockets_open,
             xds,
             tunnels,
-            pods_started,
-            pods_stopped,
+            pool,
+            pods,
+            ca: CaMetrics::new(&make),
+            sampled_out: make.counter(catalogue::LOG_SAMPLED_OUT),
+            names,
             registry,
         })
     }
@@ -212,47 +198,5 @@ impl Metrics {
         // It only fails for families without a metric, which are not gathered.
         let _ = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text);
         std::iter::once(Bytes::from(text)).chain(self.traffic.expose())
-    }
-}
-
-impl XdsMetrics {
-    fn new(make: &Make<'_>) -> Self {
-        Self {
-            terminations: make.counters(
-                "istio_xds_connection_terminations_total",
-                "Streams from the control plane that have ended, by why.",
-                &["reason"],
-            ),
-            messages: make.counters(
-                "istio_xds_message_total",
-                "Responses of the control plane.",
-                &["url"],
-            ),
-            bytes: make.counters(
-                "istio_xds_message_bytes_total",
-                "Bytes of resources in responses of the control plane.",
-                &["url"],
-            ),
-        }
-    }
-}
-
-impl TunnelMetrics {
-    fn new(make: &Make<'_>) -> Self {
-        let served = IntGauge::new("ztunnel_tunnels_served", "Tunnels of peers to pods here.");
-        let seconds = HistogramOpts::new(
-            "ztunnel_tunnel_accept_duration_seconds",
-            "From accept until a tunnel of a peer takes streams: the TLS handshake, mostly.",
-        );
-        let seconds = Histogram::with_opts(seconds.buckets(CONNECT_SECONDS.to_vec()));
-        Self {
-            served: make.add(served),
-            accept_seconds: make.add(seconds),
-            refused: make.counters(
-                "ztunnel_tunnels_refused_total",
-                "Connections to 15008 that did not become a tunnel, by reason.",
-                &["reason"],
-            ),
-        }
     }
 }

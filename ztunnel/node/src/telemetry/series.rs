@@ -21,6 +21,7 @@ use ztunnel_mesh::reason::{Reason, ResponseFlags};
 pub use talks::{Talk, TalkEnd, Talks};
 
 use super::Direction;
+use super::catalogue::{self, Family};
 use super::pair::{Labels, Pair};
 
 mod talks;
@@ -209,6 +210,12 @@ impl SeriesTable {
         pairs.by_labels.len()
     }
 
+    /// How many there may be.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Whether nobody has talked yet.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -230,19 +237,22 @@ impl SeriesTable {
                 .cloned()
                 .collect()
         };
-        let (mut family, mut next) = (0, 0);
+        let (mut family, mut next, mut headed) = (0, 0, false);
         std::iter::from_fn(move || {
             let mut text = String::new();
             while text.len() < CHUNK {
-                let described: &Family = FAMILIES.get(family)?;
-                if next == 0 && !all.is_empty() {
-                    described.head(&mut text);
-                }
+                let described = FAMILIES.get(family)?;
                 if let Some(series) = all.get(next) {
+                    let before = text.len();
                     described.write(series, &mut text);
+                    // A family without a series has no head either.
+                    if !headed && text.len() > before {
+                        text.insert_str(before, &described.head());
+                        headed = true;
+                    }
                     next += 1;
                 } else {
-                    (family, next) = (family + 1, 0);
+                    (family, next, headed) = (family + 1, 0, false);
                     if family == FAMILIES.len() {
                         break;
                     }
@@ -253,9 +263,8 @@ impl SeriesTable {
     }
 }
 
-struct Family {
-    name: &'static str,
-    help: &'static str,
+struct Exposed {
+    family: &'static Family,
     value: Value,
 }
 
@@ -267,45 +276,42 @@ enum Value {
     },
 }
 
-const FAMILIES: &[Family] = &[
-    Family {
-        name: "istio_tcp_connections_opened_total",
-        help: "Connections whose ends are known",
+const FAMILIES: &[Exposed] = &[
+    Exposed {
+        family: catalogue::TCP_OPENED,
         value: Value::Total(|series| &series.opened),
     },
-    Family {
-        name: "istio_tcp_connections_closed_total",
-        help: "Connections that have ended, by how",
+    Exposed {
+        family: catalogue::TCP_CLOSED,
         value: Value::ByFlags { failures: false },
     },
-    Family {
-        name: "istio_tcp_received_bytes_total",
-        help: "Bytes from who connected to who was connected to",
+    Exposed {
+        family: catalogue::TCP_RECEIVED,
         value: Value::Total(|series| &series.received),
     },
-    Family {
-        name: "istio_tcp_sent_bytes_total",
-        help: "Bytes back to who connected",
+    Exposed {
+        family: catalogue::TCP_SENT,
         value: Value::Total(|series| &series.sent),
     },
-    Family {
-        name: "istio_tcp_connections_failed_total",
-        help: "Connections that have ended otherwise than in order",
+    Exposed {
+        family: catalogue::TCP_FAILED,
         value: Value::ByFlags { failures: true },
     },
 ];
 
-impl Family {
-    fn head(&self, text: &mut String) {
-        let Self { name, help, .. } = self;
-        // Writing to a string does not fail.
-        let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} counter");
+impl Exposed {
+    fn head(&self) -> String {
+        let Family {
+            name, kind, help, ..
+        } = self.family;
+        let kind = kind.as_str();
+        format!("# HELP {name} {help}\n# TYPE {name} {kind}\n")
     }
 
     fn write(&self, series: &Series, text: &mut String) {
         let mut line = |flags: ResponseFlags, value: u64| {
             let (before, after) = series.labels.parts();
-            let (name, flags) = (self.name, flags.as_str());
+            let (name, flags) = (self.family.name, flags.as_str());
             let _ = writeln!(
                 text,
                 "{name}{{{before}response_flags=\"{flags}\",{after}}} {value}"

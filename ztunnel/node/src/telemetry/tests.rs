@@ -51,6 +51,7 @@ fn written(format: LogFormat, tell: impl FnOnce(&Log)) -> String {
     let (log, written) = written::Written::start_as(format);
     tell(&log);
     log.flush();
+    assert_eq!(log.queued().0, 0);
     written.text()
 }
 
@@ -137,6 +138,8 @@ fn a_log_that_nobody_takes_makes_nobody_wait() {
         log.connection(ended(Reason::Complete));
     }
     assert!(log.dropped() > 10_000, "{}", log.dropped());
+    let (waiting, limit) = log.queued();
+    assert_eq!((waiting, waiting as u64 + log.dropped()), (limit, 20_000));
     drop(items);
 }
 

@@ -18,9 +18,9 @@ impl Written {
 
     pub(crate) fn start_as(format: LogFormat) -> (Log, Self) {
         let (log, items) = Log::new();
-        let (written, dropped) = (Self::default(), log.counter());
+        let (written, counts) = (Self::default(), log.counts());
         let (to, failures) = (written.clone(), log.failures().clone());
-        thread::spawn(move || log::write_all(&items, to, format, &dropped, &failures));
+        thread::spawn(move || log::write_all(&items, to, format, &counts, &failures));
         (log, written)
     }
 

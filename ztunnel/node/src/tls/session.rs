@@ -207,6 +207,11 @@ fn alert(body: &[u8]) -> Result<Received, Error> {
 
 #[cfg(test)]
 impl Session {
+    /// Whether the next message does not go on with one that has begun.
+    pub(super) fn begins_a_message(&self) -> bool {
+        self.message.is_empty()
+    }
+
     /// As after many records in both directions.
     pub(super) fn wear(&mut self) {
         self.sealer.wear();

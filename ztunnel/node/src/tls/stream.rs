@@ -22,7 +22,8 @@ use super::session::{Received, Session};
 /// A session, and what it goes through.
 pub struct TlsStream<IO> {
     io: IO,
-    session: Session,
+    /// The keys make it large, and streams are moved before they are used.
+    session: Box<Session>,
     incoming: Incoming,
     outgoing: Outgoing,
     state: State,
@@ -41,7 +42,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
     pub(super) fn new(io: IO, session: Session, data: Vec<u8>, records: Vec<u8>) -> Self {
         Self {
             io,
-            session,
+            session: Box::new(session),
             incoming: Incoming::new(data, records),
             outgoing: Outgoing::default(),
             state: State::Open,

@@ -28,6 +28,7 @@ use super::keepalive::{Beat, Keepalive};
 use super::settings::TunnelSettings;
 use super::stream::io_error;
 use crate::task::Shutdown;
+use crate::telemetry::{PoolMetrics, Retired};
 use crate::tls::{
     self, Credential, Established, HandshakeError, Negotiated, RevocationWatch, TlsStream,
 };
@@ -85,6 +86,11 @@ impl DialError {
             Self::Cut { .. } => Reason::Drained,
         }
     }
+
+    /// Whether it failed since no more can be watched for revocation.
+    pub(super) fn is_untracked(&self) -> bool {
+        matches!(self, Self::Tls { source, .. } if matches!(source, HandshakeError::TooMany))
+    }
 }
 
 /// What there is to tell about a tunnel.
@@ -123,6 +129,9 @@ pub(super) struct Tunnel {
     driver: RefCell<Option<Waker>>,
     /// Whether a PONG is late.
     in_doubt: watch::Sender<bool>,
+    metrics: Arc<PoolMetrics>,
+    /// It was counted that, and why, it takes no more streams.
+    counted: Cell<bool>,
 }
 
 /// A tunnel without room for so long is passed over.
@@ -139,6 +148,7 @@ impl Tunnel {
         if let Poll::Ready(Err(err)) = requests.poll_ready(&mut Context::from_waker(Waker::noop()))
         {
             self.retired.set(true);
+            self.retires(Retired::Broken);
             return Err(NoSlot::Broken(err));
         }
         // One at least: a peer that allows none for now may allow one later.
@@ -148,11 +158,13 @@ impl Tunnel {
         let streams = self.streams.get() + 1;
         if streams >= limit {
             self.retired.set(true);
+            self.retires(Retired::Full);
         }
         if streams > limit {
             return Err(NoSlot::Full);
         }
         self.streams.set(streams);
+        self.metrics.streams.inc();
         self.used.set(Instant::now());
         Ok(Slot(Rc::clone(self)))
     }
@@ -202,6 +214,18 @@ impl Tunnel {
         self.retired.get()
     }
 
+    /// Counts why it takes no more streams. The first to say so is right.
+    pub(super) fn retires(&self, why: Retired) {
+        if !self.counted.replace(true) {
+            self.metrics.retired(why);
+        }
+    }
+
+    /// It is for one stream from the beginning: there is nothing to count.
+    pub(super) fn is_for_one(&self) {
+        self.counted.set(true);
+    }
+
     /// How long it has had no stream.
     pub(super) fn idle(&self) -> Option<Duration> {
         (self.streams.get() == 0).then(|| self.used.get().elapsed())
@@ -229,6 +253,7 @@ pub(super) struct Slot(pub(super) Rc<Tunnel>);
 impl Drop for Slot {
     fn drop(&mut self) {
         self.0.streams.set(self.0.streams.get() - 1);
+        self.0.metrics.streams.dec();
         self.0.used.set(Instant::now());
     }
 }
@@ -266,6 +291,7 @@ pub(super) async fn dial(
     expected: Arc<[Identity]>,
     settings: &TunnelSettings,
     connect_timeout: Duration,
+    metrics: &Arc<PoolMetrics>,
 ) -> Result<(Rc<Tunnel>, Driver<TcpStream>), DialError> {
     let tcp = timeout(connect_timeout, connect)
         .await
@@ -274,7 +300,8 @@ pub(super) async fn dial(
             after: connect_timeout,
         })?
         .map_err(|source| DialError::Connect { peer, source })?;
-    handshake(peer, tcp, credential, expected, settings, Cut::default()).await
+    let cut = Cut::default();
+    handshake(peer, tcp, credential, expected, settings, cut, metrics).await
 }
 
 /// Makes a tunnel of a connection to `peer`. What cuts it is told to `cut`.
@@ -285,6 +312,7 @@ pub(super) async fn handshake<IO: Io>(
     expected: Arc<[Identity]>,
     settings: &TunnelSettings,
     cut: Cut,
+    metrics: &Arc<PoolMetrics>,
 ) -> Result<(Rc<Tunnel>, Driver<IO>), DialError> {
     let no_tls = |source| DialError::Tls { peer, source };
     let config = credential.client_config(expected);
@@ -318,6 +346,8 @@ pub(super) async fn handshake<IO: Io>(
         asked: Cell::new(false),
         driver: RefCell::default(),
         in_doubt: watch::Sender::default(),
+        metrics: Arc::clone(metrics),
+        counted: Cell::new(false),
     };
     let driver = Driver {
         peer,
@@ -342,11 +372,18 @@ impl<IO: Io> Driver<IO> {
         let peer = self.peer;
         let mut stopping = pin!(shutdown.started());
         let mut stopped = false;
+        let retires = |why| {
+            if let Some(tunnel) = tunnel.upgrade() {
+                tunnel.retires(why);
+            }
+        };
         let end = poll_fn(|cx| {
             // Dropping the connection tells the streams, and they find out why.
             if self.revocation.poll_revoked(cx).is_ready() {
                 if let Some(tunnel) = tunnel.upgrade() {
                     tunnel.retired.set(true);
+                    tunnel.retires(Retired::Revoked);
+                    tunnel.metrics.revoked();
                     tunnel.cut.set(Reason::PeerRevoked);
                 }
                 return Poll::Ready(Err(io::Error::other(Reason::PeerRevoked.code())));
@@ -377,6 +414,7 @@ impl<IO: Io> Driver<IO> {
                     let idle = tunnel.upgrade().and_then(|tunnel| tunnel.idle());
                     self.windows.rest();
                     if idle.is_some_and(|idle| idle >= self.idle_release) {
+                        retires(Retired::Idle);
                         release();
                     }
                     // The PING leaves, and its timer starts, with the next poll.
@@ -385,6 +423,7 @@ impl<IO: Io> Driver<IO> {
                 Some(Poll::Ready(Beat::Late)) => {
                     if let Some(tunnel) = tunnel.upgrade() {
                         tunnel.retired.set(true);
+                        tunnel.retires(Retired::Silent);
                         tunnel.in_doubt.send_replace(true);
                     }
                     debug!(%peer, "tunnel is silent: no new streams");
@@ -395,11 +434,17 @@ impl<IO: Io> Driver<IO> {
             }
             if !stopped && stopping.as_mut().poll(cx).is_ready() {
                 stopped = true;
+                retires(Retired::Stopping);
                 release();
             }
             Poll::Pending
         })
         .await;
+        retires(if end.is_ok() {
+            Retired::Closed
+        } else {
+            Retired::Broken
+        });
         release();
         match end {
             Ok(()) => debug!(%peer, "tunnel closed"),

@@ -16,7 +16,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use ztunnel_hbone::Received;
 use ztunnel_mesh::reason::Reason;
 
@@ -27,6 +27,7 @@ use super::settings::TunnelSettings;
 use super::stream::Stream;
 use crate::relay::{Far as _, FarError};
 use crate::task::{LocalTasks, Shutdown};
+use crate::telemetry::{Counting, PoolMetrics};
 
 /// Makes a tunnel inside of `outer`, to one of the identities of `to`. It is run by a task in `tasks`.
 pub(super) async fn dial(
@@ -35,6 +36,7 @@ pub(super) async fn dial(
     settings: &TunnelSettings,
     tasks: &LocalTasks,
     shutdown: &Shutdown,
+    metrics: &Arc<PoolMetrics>,
 ) -> Result<Slot, OpenError> {
     let peer = to.peer;
     let settings = TunnelSettings {
@@ -53,11 +55,19 @@ pub(super) async fn dial(
         expected,
         &settings,
         cut.clone(),
+        metrics,
     ));
-    let (tunnel, driver) = shaken.await.map_err(|err| match cut.reason() {
-        Some(reason) => OpenError::Cut { peer, reason },
-        None => OpenError::Dial(Arc::new(err)),
+    let began = Instant::now();
+    let (tunnel, driver) = shaken.await.map_err(|err| {
+        metrics.dial_failed(err.reason(), err.is_untracked());
+        match cut.reason() {
+            Some(reason) => OpenError::Cut { peer, reason },
+            None => OpenError::Dial(Arc::new(err)),
+        }
     })?;
+    metrics.dial_seconds.observe(began.elapsed().as_secs_f64());
+    let open = Counting::one(&metrics.open);
+    tunnel.is_for_one();
     let slot = tunnel.slot().map_err(|err| match err {
         NoSlot::Broken(err) => failure(peer, err),
         NoSlot::Full => OpenError::Closing { peer },
@@ -66,6 +76,7 @@ pub(super) async fn dial(
     let limit = settings.ping_timeout;
     tasks.spawn(Box::pin(async move {
         driver.run(weak, shutdown, || {}).await;
+        drop(open);
         // Late is as good as never: the outer stream is reset.
         let _ = timeout(limit, own.ended()).await;
     }));

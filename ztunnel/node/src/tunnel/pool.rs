@@ -34,6 +34,7 @@ use super::inside;
 use super::settings::TunnelSettings;
 use super::stream::{Stream, io_error};
 use crate::task::{LocalTasks, Shutdown};
+use crate::telemetry::{Counting, PoolMetrics, Retired};
 use crate::tls::Credential;
 
 /// A peer, and as whom to talk to whom there.
@@ -170,6 +171,7 @@ struct Inner {
     settings: Arc<TunnelSettings>,
     tasks: LocalTasks,
     shutdown: Shutdown,
+    metrics: Arc<PoolMetrics>,
 }
 
 /// Where a slot came from.
@@ -184,12 +186,18 @@ enum Origin {
 impl Pool {
     /// An empty pool; its tunnels are run by tasks in `tasks`, and let go on `shutdown` when their streams end.
     #[must_use]
-    pub fn new(settings: Arc<TunnelSettings>, tasks: LocalTasks, shutdown: Shutdown) -> Self {
+    pub fn new(
+        settings: Arc<TunnelSettings>,
+        tasks: LocalTasks,
+        shutdown: Shutdown,
+        metrics: Arc<PoolMetrics>,
+    ) -> Self {
         Self(Rc::new(Inner {
             entries: RefCell::default(),
             settings,
             tasks,
             shutdown,
+            metrics,
         }))
     }
 
@@ -255,9 +263,10 @@ impl Pool {
             settings,
             tasks,
             shutdown,
+            metrics,
             ..
         } = &*self.0;
-        let slot = inside::dial(outer, to, settings, tasks, shutdown).await?;
+        let slot = inside::dial(outer, to, settings, tasks, shutdown, metrics).await?;
         connect_stream(settings, to.peer, slot, request).await
     }
 
@@ -275,8 +284,14 @@ impl Pool {
         let key = Self::key(to, request);
         let started = Instant::now();
         let patience = started + self.0.settings.patience;
+        let mut is_counted = false;
         loop {
-            let mut dialing = match self.0.find(&key) {
+            let found = self.0.find(&key);
+            if !is_counted {
+                self.0.count(&found);
+                is_counted = true;
+            }
+            let mut dialing = match found {
                 Found::Slot(slot) => return Ok((slot, Origin::Reused)),
                 Found::Dialing(dialing) => dialing,
                 Found::Nothing => self
@@ -335,7 +350,9 @@ impl Pool {
         to: &Destination,
         connect: impl Future<Output = io::Result<TcpStream>> + 'static,
     ) -> Result<Dialing, DialError> {
-        self.0.make_room(key)?;
+        self.0
+            .make_room(key)
+            .inspect_err(|err| self.0.failed(err))?;
         let (tell, dialing) = watch::channel(None);
         let connect_timeout = {
             let mut entries = self.0.entries.borrow_mut();
@@ -364,6 +381,7 @@ impl Pool {
                 expected,
                 settings,
                 connect_timeout,
+                &pool.metrics,
             )
             .await;
             // Kept no longer than needed: the roots it came with are trusted as long as it is there.
@@ -371,6 +389,7 @@ impl Pool {
             let (tunnel, driver) = match dialed {
                 Ok(dialed) => dialed,
                 Err(err) => {
+                    pool.failed(&err);
                     let err = Arc::new(err);
                     // One that says no at once may be asked again by the next.
                     let is_slow = started.elapsed() >= settings.patience.min(connect_timeout);
@@ -391,6 +410,10 @@ impl Pool {
                     return pool.take_for_living(&key, &err);
                 }
             };
+            pool.metrics
+                .dial_seconds
+                .observe(started.elapsed().as_secs_f64());
+            let _open = Counting::one(&pool.metrics.open);
             let weak = Rc::downgrade(&tunnel);
             attempt.end(|entry| {
                 entry.dead = None;
@@ -432,6 +455,24 @@ enum Found {
 impl Inner {
     fn len(&self) -> usize {
         self.entries.borrow().values().map(Entry::size).sum()
+    }
+
+    fn count(&self, found: &Found) {
+        let PoolMetrics {
+            found: reused,
+            waited,
+            opened,
+            ..
+        } = &*self.metrics;
+        match found {
+            Found::Slot(_) => reused.inc(),
+            Found::Dialing(_) => waited.inc(),
+            Found::Nothing => opened.inc(),
+        }
+    }
+
+    fn failed(&self, err: &DialError) {
+        self.metrics.dial_failed(err.reason(), err.is_untracked());
     }
 
     fn find(&self, key: &Key) -> Found {
@@ -531,6 +572,7 @@ impl Inner {
         drop(entries);
         match longest {
             Some((key, tunnel)) => {
+                tunnel.retires(Retired::Evicted);
                 self.forget(&key, &tunnel);
                 Ok(())
             }

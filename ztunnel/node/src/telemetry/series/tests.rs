@@ -81,7 +81,11 @@ fn a_series_has_the_labels_of_the_contract_in_their_order() {
     );
     assert_eq!(values(&text, "istio_tcp_sent_bytes_total"), [5]);
     assert_eq!(values(&text, "istio_tcp_connections_opened_total"), [1]);
-    assert!(values(&text, "istio_tcp_connections_closed_total").is_empty());
+    assert!(
+        !text.contains("istio_tcp_connections_closed_total"),
+        "{text}"
+    );
+    assert_eq!(text.matches("# TYPE ").count(), 3, "{text}");
 
     traffic.close(Reason::PolicyDenied, table.now());
     let text = exposed(&table);

@@ -3,6 +3,8 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 use rustls::crypto::aws_lc_rs::cipher_suite;
 use rustls::{AlertDescription, ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
@@ -310,4 +312,55 @@ async fn nothing_on_its_way_needs_no_buffer() {
     assert!(nothing.is_err());
     assert!(near.incoming.buffer.is_none() && near.outgoing.buffer.is_none());
     assert_eq!(near.incoming.kept.len(), 7);
+}
+
+/// What a peer that has a certificate may say, in any order and of any shape.
+#[tokio::test]
+async fn no_message_of_a_peer_is_more_than_an_error() {
+    const SEED: u64 = 7;
+    let (client, server) = tls13();
+    let (near, far) = duplex(PIPE);
+    let (near, far) = tokio::join!(
+        tls::connect(client, near, SOON),
+        tls::accept(server, far, SOON)
+    );
+    let (mut near, mut far) = (near.unwrap().stream, far.unwrap().stream);
+    let mut random = StdRng::seed_from_u64(SEED);
+    let (mut data, mut refused, mut updates) = (0, 0, 0);
+    for _ in 0..50_000 {
+        let content = ContentType([20, 21, 22, 22, 22, 23, 24][random.random_range(0..7)]);
+        let mut body = vec![0; random.random_range(0..40)];
+        random.fill(&mut body[..]);
+        if random.random_ratio(3, 4) && body.len() > 4 {
+            body[0] = [4, 24, 24, 1, 0][random.random_range(0..5)];
+            body[1..3].fill(0);
+            body[3] = random.random_range(0..8);
+        }
+        if random.random_ratio(1, 20) {
+            body = vec![24, 0, 0, 1, random.random_range(0..3)];
+        }
+        let is_update = content == ContentType::HANDSHAKE
+            && near.session.begins_a_message()
+            && matches!(body[..], [24, 0, 0, 1, 0 | 1]);
+        let mut record = vec![0; body.len() + far.session.sealer().overhead()];
+        let sealed = far.session.sealer().seal(content, &body, &mut record);
+        sealed.unwrap();
+        match near.session.receive(&mut record) {
+            Ok(Received::Data(inside)) => {
+                assert_eq!(record[inside], body);
+                data += 1;
+            }
+            Ok(Received::Nothing) if is_update => {
+                far.session.update(&mut [0; 64]).unwrap();
+                updates += 1;
+            }
+            Ok(Received::Nothing | Received::End) => {}
+            Err(Error::DecryptError) => panic!("it was sealed with the right key"),
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(
+        data > 0 && refused > 1_000 && updates > 0,
+        "{data} {refused} {updates}"
+    );
 }

@@ -111,6 +111,7 @@ fn dead_peers_do_not_fill_the_pool() {
             Arc::new(settings),
             client.tasks.clone(),
             client.shutdown.clone(),
+            Arc::clone(&client.metrics),
         );
         for last in 2..12 {
             client.to.peer = HboneAddr(SocketAddr::from(([10, 0, 0, last], 15008)));

@@ -1,5 +1,6 @@
 //! Client and server over real TCP, TLS and HTTP/2 on loopback, on one thread.
 
+mod counted;
 mod dead;
 mod inside;
 mod pool;
@@ -23,6 +24,7 @@ use ztunnel_mesh::name::Identity;
 
 use super::*;
 use crate::task::{LocalTasks, Shutdown};
+use crate::telemetry::{Metrics, PoolMetrics};
 use crate::tls::Credential;
 use crate::tls::test_ca::TestCa;
 
@@ -128,6 +130,7 @@ impl Drop for Server {
 #[derive(Clone)]
 struct Client {
     pool: Pool,
+    metrics: Arc<PoolMetrics>,
     to: Destination,
     /// The app.
     from: SocketAddr,
@@ -140,8 +143,15 @@ struct Client {
 impl Client {
     fn new(ca: &TestCa, peer: SocketAddr, expected: &str, settings: TunnelSettings) -> Self {
         let (tasks, shutdown) = (LocalTasks::default(), Shutdown::default());
+        let metrics = Arc::clone(&Metrics::new("test", 1).pool);
         Self {
-            pool: Pool::new(Arc::new(settings), tasks.clone(), shutdown.clone()),
+            pool: Pool::new(
+                Arc::new(settings),
+                tasks.clone(),
+                shutdown.clone(),
+                Arc::clone(&metrics),
+            ),
+            metrics,
             to: Destination {
                 peer: HboneAddr(peer),
                 credential: Arc::new(ca.credential(WEB)),
