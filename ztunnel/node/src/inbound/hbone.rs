@@ -163,7 +163,7 @@ async fn make_tunnel(inner: &Inner, accepted: TcpStream) -> Result<Incoming, Tun
     }
 }
 
-async fn serve_stream(inner: &Inner, tunnel: &Tunnel, request: Request) {
+async fn serve_stream(inner: &Inner, tunnel: &Tunnel, request: Box<Request>) {
     let record = inner
         .pod
         .connections
@@ -198,7 +198,7 @@ async fn carry(
     inner: &Inner,
     tunnel: &Tunnel,
     record: &Record,
-    mut request: Request,
+    mut request: Box<Request>,
 ) -> Result<(), InboundError> {
     let asked = request.asked().map_err(Clone::clone);
     let reached = match asked {
@@ -360,7 +360,7 @@ fn authority(asked: &Authority) -> inbound::Authority {
 /// What a stream takes for as long as it lasts.
 #[cfg(test)]
 pub(super) fn stream_size() -> usize {
-    fn size<'a, F: Future>(_: impl FnOnce(&'a Inner, &'a Tunnel, Request) -> F) -> usize {
+    fn size<'a, F: Future>(_: impl FnOnce(&'a Inner, &'a Tunnel, Box<Request>) -> F) -> usize {
         size_of::<F>()
     }
     size(serve_stream)

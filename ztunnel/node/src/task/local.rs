@@ -5,9 +5,12 @@
 //! nothing behind.
 
 use std::cell::RefCell;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use pin_project_lite::pin_project;
 use slab::Slab;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, spawn_local};
@@ -22,6 +25,24 @@ struct Running {
     /// `None` while it is being spawned.
     tasks: RefCell<Slab<Option<AbortHandle>>>,
     none_left: Notify,
+}
+
+pin_project! {
+    /// A task with its place. As an async block it would have room for the task twice: as what it was given, and as what
+    /// it waits for.
+    struct Placed<F> {
+        #[pin]
+        task: F,
+        place: Place,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Placed<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.project().task.poll(cx)
+    }
 }
 
 /// Leaves the group when the task's future is dropped, however that comes.
@@ -50,10 +71,7 @@ impl LocalTasks {
             number: self.0.tasks.borrow_mut().insert(None),
         };
         let number = place.number;
-        let handle = spawn_local(async move {
-            let _place = place;
-            task.await;
-        });
+        let handle = spawn_local(Placed { task, place });
         if let Some(place) = self.0.tasks.borrow_mut().get_mut(number) {
             *place = Some(handle.abort_handle());
         }

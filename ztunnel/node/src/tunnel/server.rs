@@ -123,7 +123,7 @@ impl Incoming {
     pub async fn run(
         mut self,
         shutdown: &Shutdown,
-        mut serve: impl FnMut(Request),
+        mut serve: impl FnMut(Box<Request>),
     ) -> Result<(), TunnelError> {
         let mut stopping = pin!(shutdown.started());
         let mut stopped = false;
@@ -211,17 +211,18 @@ impl Request {
         respond: SendResponse<Bytes>,
         cut: Cut,
         backlog: &Backlog,
-    ) -> Self {
+    ) -> Box<Self> {
         let (head, mut recv) = request.into_parts();
         let early = Arrivals::new(&mut recv, backlog);
         early.hold();
-        Self {
+        // It goes through several hands, and each would have room for it.
+        Box::new(Self {
             early,
             asked: Asked::parse(http::Request::from_parts(head, ())),
             respond,
             recv,
             cut,
-        }
+        })
     }
 
     /// What the client wants.
@@ -244,17 +245,18 @@ impl Request {
     ///
     /// # Errors
     /// When the client is gone.
-    pub fn open(mut self, own: Option<&Baggage<'_>>) -> Result<Stream, FarError> {
-        let send = self
+    pub fn open(self: Box<Self>, own: Option<&Baggage<'_>>) -> Result<Stream, FarError> {
+        let mut this = *self;
+        let send = this
             .respond
             .send_response(Answer::open(own), false)
-            .map_err(|err| far_error(&self.cut, err))?;
-        self.early.unhold();
-        Ok(Stream::new(send, self.recv, self.early, self.cut, None))
+            .map_err(|err| far_error(&this.cut, err))?;
+        this.early.unhold();
+        Ok(Stream::new(send, this.recv, this.early, this.cut, None))
     }
 
     /// Tells the client no.
-    pub fn refuse(mut self, refusal: Refusal) {
+    pub fn refuse(mut self: Box<Self>, refusal: Refusal) {
         // A client that is gone needs no answer.
         let _ = self.respond.send_response(refusal.response(), true);
     }

@@ -207,7 +207,7 @@ fn a_connect_does_not_wait_for_a_tunnel_that_fell_silent() {
 fn a_slow_app_is_not_taken_for_a_dead_peer() {
     run(async {
         let ca = TestCa::new("one");
-        let slow = async |request: Request| {
+        let slow = async |request: Box<Request>| {
             sleep(Duration::from_millis(500)).await;
             echo(request).await;
         };

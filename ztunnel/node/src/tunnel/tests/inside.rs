@@ -44,7 +44,7 @@ async fn way(to: SocketAddr, ca: TestCa, settings: TunnelSettings) -> Way {
     let passed = Rc::<RefCell<Vec<bool>>>::default();
     let serve = {
         let passed = Rc::clone(&passed);
-        move |request: Request| {
+        move |request: Box<Request>| {
             let passed = Rc::clone(&passed);
             async move {
                 let tcp = TcpStream::connect(to).await.unwrap();
@@ -90,7 +90,7 @@ async fn app(ca: &TestCa) -> (Server, Rc<RefCell<Vec<TcpStream>>>) {
     let far = Rc::<RefCell<Vec<TcpStream>>>::default();
     let serve = {
         let far = Rc::clone(&far);
-        move |request: Request| {
+        move |request: Box<Request>| {
             let far = Rc::clone(&far);
             async move {
                 let (app, side) = pair().await;

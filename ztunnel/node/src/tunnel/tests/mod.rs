@@ -67,7 +67,7 @@ impl Server {
     async fn start<F: Future<Output = ()> + 'static>(
         credential: Credential,
         settings: TunnelSettings,
-        serve: impl Fn(Request) -> F + 'static,
+        serve: impl Fn(Box<Request>) -> F + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -222,7 +222,7 @@ impl Client {
     }
 }
 
-fn open(request: Request) -> Stream {
+fn open(request: Box<Request>) -> Stream {
     request.open(Some(&Baggage::default())).unwrap()
 }
 

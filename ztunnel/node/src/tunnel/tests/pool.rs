@@ -11,7 +11,7 @@ use super::*;
 use crate::relay::{Far as _, FarError};
 
 /// Opens every stream and sends back what comes, until its end.
-pub(super) async fn echo(request: Request) {
+pub(super) async fn echo(request: Box<Request>) {
     let mut stream = open(request);
     while let Ok(Some(data)) = poll_fn(|cx| stream.poll_data(cx)).await {
         stream.release(data.len());
@@ -202,7 +202,7 @@ fn a_client_of_another_ca_is_refused() {
 fn a_refusal_tells_the_status() {
     run(async {
         let ca = TestCa::new("one");
-        let refuse = async |request: Request| {
+        let refuse = async |request: Box<Request>| {
             let asked = request.asked().unwrap();
             assert_eq!(asked.authority.to_string(), "10.0.0.9:80");
             assert_eq!(asked.service.as_deref(), Some("db.shop.svc"));
@@ -230,7 +230,7 @@ fn a_peer_that_says_nothing_is_given_up() {
         let err = client.open().await.map(drop).unwrap_err();
         assert_eq!(err.reason(), Reason::PeerTlsFailed);
 
-        let hang = async |request: Request| {
+        let hang = async |request: Box<Request>| {
             let _request = request;
             pending().await
         };

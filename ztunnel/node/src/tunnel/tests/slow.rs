@@ -215,7 +215,7 @@ fn readers_that_stall_in_many_tunnels_stay_in_the_budget_and_hold_up_nobody() {
     run(async {
         let ca = TestCa::new("one");
         let memory = Budget::new(LIMIT as u64);
-        let serve = |request: Request| async move {
+        let serve = |request: Box<Request>| async move {
             // The app on this port reads.
             let reads = request.asked().unwrap().authority == Authority::Ip(READS.into());
             let mut stream = open(request);
