@@ -12,8 +12,11 @@ use super::cut::Cut;
 use super::flow::Arrivals;
 use crate::relay::{Far, FarError};
 
-/// An open stream: bytes flow both ways.
-pub struct Stream {
+/// An open stream: bytes flow both ways. In a box, since it goes from hand to hand, and each future on the way would have
+/// room for it.
+pub struct Stream(Box<Inner>);
+
+struct Inner {
     send: SendStream<Bytes>,
     /// Dropped before `recv`, which lets go of what nobody took.
     arrivals: Arrivals,
@@ -37,7 +40,7 @@ impl Stream {
         cut: Cut,
         slot: Option<Slot>,
     ) -> Self {
-        Self {
+        Self(Box::new(Inner {
             send,
             arrivals,
             recv,
@@ -47,18 +50,18 @@ impl Stream {
             received_end: false,
             cut,
             slot,
-        }
+        }))
     }
 
     /// That of the tunnel it is in.
     pub(super) fn cut(&self) -> &Cut {
-        &self.cut
+        &self.0.cut
     }
 
     /// A stream that has sent nothing has its own window still whole: if there is no room for it, then because there is
     /// none in the tunnel.
     fn note_room(&self, is_room: bool) {
-        if let (false, Some(slot)) = (self.sent, &self.slot) {
+        if let (false, Some(slot)) = (self.0.sent, &self.0.slot) {
             slot.0.note_room(is_room);
         }
     }
@@ -75,25 +78,25 @@ impl Stream {
 impl Far for Stream {
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, FarError>> {
         // What the library still has buffered came from a peer that is not believed any more.
-        if let Some(reason) = self.cut.reason() {
+        if let Some(reason) = self.0.cut.reason() {
             return Poll::Ready(Err(FarError::Cut(reason)));
         }
         loop {
-            match ready!(self.recv.poll_data(cx)) {
+            match ready!(self.0.recv.poll_data(cx)) {
                 // Only END_STREAM may come in a frame without data; a peer that sends others is passed over.
                 Some(Ok(data)) if data.is_empty() => {}
                 Some(Ok(data)) => {
-                    self.arrivals.give(data.len());
+                    self.0.arrivals.give(data.len());
                     return Poll::Ready(Ok(Some(data)));
                 }
                 None => {
-                    self.received_end = true;
+                    self.0.received_end = true;
                     return Poll::Ready(Ok(None));
                 }
                 Some(Err(err)) => {
-                    let err = far_error(&self.cut, err);
+                    let err = far_error(&self.0.cut, err);
                     if let FarError::Reset(code) = err {
-                        self.received_end = code.received() == Received::End;
+                        self.0.received_end = code.received() == Received::End;
                     }
                     return Poll::Ready(Err(err));
                 }
@@ -102,7 +105,7 @@ impl Far for Stream {
     }
 
     fn release(&mut self, len: usize) {
-        self.arrivals.release(len);
+        self.0.arrivals.release(len);
     }
 
     fn poll_capacity(
@@ -110,39 +113,42 @@ impl Far for Stream {
         cx: &mut Context<'_>,
         wanted: usize,
     ) -> Poll<Result<usize, FarError>> {
-        if self.reserved < wanted {
-            self.send.reserve_capacity(wanted);
-            self.reserved = wanted;
+        if self.0.reserved < wanted {
+            self.0.send.reserve_capacity(wanted);
+            self.0.reserved = wanted;
         }
         loop {
-            let capacity = self.send.capacity();
+            let capacity = self.0.send.capacity();
             if capacity > 0 {
                 self.note_room(true);
                 return Poll::Ready(Ok(capacity.min(wanted)));
             }
-            let Poll::Ready(more) = self.send.poll_capacity(cx) else {
+            let Poll::Ready(more) = self.0.send.poll_capacity(cx) else {
                 self.note_room(false);
                 return Poll::Pending;
             };
             match more {
                 Some(Ok(_)) => {}
-                Some(Err(err)) => return Poll::Ready(Err(far_error(&self.cut, err))),
+                Some(Err(err)) => return Poll::Ready(Err(far_error(&self.0.cut, err))),
                 None => return Poll::Ready(Err(self.closed())),
             }
         }
     }
 
     fn yield_capacity(&mut self) {
-        if self.reserved > 0 {
-            self.send.reserve_capacity(0);
-            self.reserved = 0;
+        if self.0.reserved > 0 {
+            self.0.send.reserve_capacity(0);
+            self.0.reserved = 0;
         }
     }
 
     fn send(&mut self, data: Bytes) -> Result<(), FarError> {
-        self.reserved = self.reserved.saturating_sub(data.len());
-        self.sent = true;
-        self.send.send_data(data, false).map_err(|_| self.closed())
+        self.0.reserved = self.0.reserved.saturating_sub(data.len());
+        self.0.sent = true;
+        self.0
+            .send
+            .send_data(data, false)
+            .map_err(|_| self.closed())
     }
 
     /// The tunnel's own task writes; how much waits for it is bounded by `poll_capacity`.
@@ -152,23 +158,24 @@ impl Far for Stream {
 
     fn finish(&mut self) -> Result<(), FarError> {
         self.yield_capacity();
-        self.send
+        self.0
+            .send
             .send_data(Bytes::new(), true)
             .map_err(|_| self.closed())?;
-        self.sent_end = true;
+        self.0.sent_end = true;
         Ok(())
     }
 
     fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<FarError> {
-        let reset = ready!(self.send.poll_reset(cx));
+        let reset = ready!(self.0.send.poll_reset(cx));
         Poll::Ready(match reset {
             Ok(code) => FarError::Reset(ErrorCode(code.into())),
-            Err(err) => far_error(&self.cut, err),
+            Err(err) => far_error(&self.0.cut, err),
         })
     }
 }
 
-impl Drop for Stream {
+impl Drop for Inner {
     fn drop(&mut self) {
         if !(self.sent_end && self.received_end) {
             self.send
