@@ -50,7 +50,8 @@ pub mod tester;
 
 pub use browser::{Browser, ColorScheme};
 pub use control_plane::{
-    Answer, Authority, CaMode, ControlPlane, Credential, DiscoveryFault, Issued, Refused, Validity,
+    Answer, Authority, CaMode, ControlPlane, Credential, Crowd, DiscoveryFault, Issued, Refused,
+    Validity,
 };
 pub use daemon::{Daemon, DaemonOptions, binary as daemon_binary};
 pub use dns::Dns;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::authority::{Authority, Validity};
 use super::ca::{CaMode, Issued, Refused};
+use super::crowd::Crowd;
 use super::faults::{DiscoveryFault, giants};
 use super::server::RunningServer;
 use super::session::Answer;
@@ -132,6 +133,11 @@ impl ControlPlane {
     pub fn announce_giants(&self, count: usize, size: usize) {
         let giants = giants(count, size);
         self.shared.change(|state| state.giants = giants);
+    }
+
+    /// Announces a crowd besides the mesh, instead of the one before it.
+    pub fn announce_crowd(&self, crowd: &Crowd) {
+        self.shared.change(|state| state.crowd = crowd.0.clone());
     }
 
     /// Says of a pod that it is enrolled, or no longer, as the node agent does with an annotation.

@@ -7,6 +7,7 @@
 mod ads;
 mod authority;
 mod ca;
+mod crowd;
 mod faults;
 mod handle;
 mod server;
@@ -17,6 +18,7 @@ mod wire;
 
 pub use authority::{Authority, Credential, Validity};
 pub use ca::{CaMode, Issued, Refused};
+pub use crowd::Crowd;
 pub use faults::DiscoveryFault;
 pub use handle::ControlPlane;
 pub use session::Answer;

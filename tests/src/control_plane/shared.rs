@@ -46,6 +46,8 @@ pub(crate) struct MeshState {
     pub(crate) nonsense: BTreeSet<String>,
     /// Addresses besides those of the mesh, for their size.
     pub(crate) giants: BTreeMap<String, Arc<Entry>>,
+    /// Addresses besides those of the mesh, for their number.
+    pub(crate) crowd: BTreeMap<String, Arc<Entry>>,
 }
 
 /// What clients are connected, and what they answered.
@@ -82,6 +84,7 @@ impl Shared {
                 enrolled,
                 nonsense: BTreeSet::new(),
                 giants: BTreeMap::new(),
+                crowd: BTreeMap::new(),
             }),
             snapshots: watch::Sender::new(Arc::new(first)),
             tokens: Mutex::new(tokens),
@@ -107,7 +110,8 @@ impl Shared {
             let next = snapshot.next(&state.file, &state.enrolled);
             *snapshot = Arc::new(
                 next.with_nonsense(&state.nonsense)
-                    .with_giants(&state.giants),
+                    .with(&state.giants)
+                    .with(&state.crowd),
             );
         });
         result

@@ -65,8 +65,8 @@ impl Snapshot {
     }
 
     /// The same, and these among the addresses.
-    pub(crate) fn with_giants(mut self, giants: &BTreeMap<String, Arc<Entry>>) -> Self {
-        self.types[0].extend(giants.clone());
+    pub(crate) fn with(mut self, others: &BTreeMap<String, Arc<Entry>>) -> Self {
+        self.types[0].extend(others.clone());
         self
     }
 
