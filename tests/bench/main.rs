@@ -10,6 +10,7 @@ mod facts;
 mod measure;
 mod noise;
 mod plan;
+mod push;
 mod report;
 mod rounds;
 mod rows;

@@ -28,6 +28,14 @@ pub(crate) fn signs(found: &Measurements, rows: &[Row]) -> Vec<String> {
         STOLEN,
         "the machine below took the CPU away (steal)",
     ));
+    let robbed = found.pushes.iter().filter(|push| push.stolen > STOLEN);
+    let robbed = robbed.count();
+    if robbed > 0 {
+        signs.push(format!(
+            "the machine below took the CPU away (steal) in {robbed} of {} windows with a push",
+            found.pushes.len()
+        ));
+    }
     for row in rows.iter().filter(|row| row.better == Better::Higher) {
         if let Some(summary) = row.summary(Who::NoMesh)
             && summary.spread() > SPREAD

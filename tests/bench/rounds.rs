@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::contestants::{Arena, Contestant, Envoy, Who};
 use crate::measure::{Others, Usage, private_kib};
 use crate::plan::{Plan, Scenario};
+use crate::push::{Pushed, Pushes};
 
 /// Descriptors that a proxy needs besides those of connections.
 const SPARE_DESCRIPTORS: usize = 400;
@@ -18,6 +19,7 @@ const SPARE_DESCRIPTORS: usize = 400;
 pub(crate) struct Measurements {
     pub(crate) windows: Vec<Window>,
     pub(crate) memory: Vec<Memory>,
+    pub(crate) pushes: Vec<Pushed>,
     /// What did not work. It is in no figure.
     pub(crate) failures: Vec<String>,
 }
@@ -85,6 +87,11 @@ pub(crate) fn run(plan: &Plan, envoy: &Envoy, progress: &dyn Fn(&str)) -> Result
     }
     thread::sleep(plan.settle);
     rounds.memory(0, When::AfterLoad);
+    for &scenario in &plan.scenarios {
+        if let Scenario::Push(workloads) = scenario {
+            rounds.pushes(workloads);
+        }
+    }
     if !rounds.found.failures.is_empty() {
         eprintln!("{}", arena.logs());
     }
@@ -102,11 +109,33 @@ impl Rounds<'_> {
     fn round(&mut self, round: usize) {
         (self.progress)(&format!("round {} of {}", round + 1, self.plan.rounds));
         for (number, &scenario) in self.plan.scenarios.iter().enumerate() {
+            if matches!(scenario, Scenario::Push(_)) {
+                continue;
+            }
             for contestant in in_order(&self.arena.contestants, round + number) {
+                // It takes long, and is a ratio of two times in one run as it is.
+                if matches!(scenario, Scenario::SlowReader(_)) && contestant.who == Who::OursAgain {
+                    continue;
+                }
                 match window(contestant, scenario, round, self.plan) {
                     Ok(window) => self.found.windows.push(window),
                     Err(err) => self.failed(round, contestant.who, &scenario.name(), &err),
                 }
+            }
+        }
+    }
+
+    fn pushes(&mut self, workloads: usize) {
+        let what = Scenario::Push(workloads).name();
+        (self.progress)(&what);
+        let pushes = match Pushes::prepare(self.arena, self.plan, workloads) {
+            Ok(pushes) => pushes,
+            Err(err) => return self.failed(0, Who::Ours, &what, &err),
+        };
+        for round in 0..self.plan.rounds {
+            match pushes.round(round) {
+                Ok(pushed) => self.found.pushes.extend(pushed),
+                Err(err) => self.failed(round, Who::Ours, &what, &err),
             }
         }
     }
@@ -172,6 +201,7 @@ fn window(
     let load = running.report()?;
     let others = Others::now().busy_since(&others);
     answered(&load)?;
+    stood_still(&load, scenario)?;
     // We look a moment after the client said so, at both ends: what is used in a second is what counts.
     let wall = (ended.at - began.at).as_secs_f64();
     let scale = load.seconds / wall;
@@ -193,7 +223,7 @@ fn window(
     })
 }
 
-fn answered(load: &LoadReport) -> Result<()> {
+pub(crate) fn answered(load: &LoadReport) -> Result<()> {
     if load.errors > 0 {
         let first = load.first_error.as_deref().unwrap_or_default();
         return Err(LabError::new(format!(
@@ -205,6 +235,17 @@ fn answered(load: &LoadReport) -> Result<()> {
         return Err(LabError::new("nothing was answered"));
     }
     Ok(())
+}
+
+/// Whether the connection that was not to be read was in the midst of something, and nothing more of it came.
+fn stood_still(load: &LoadReport, scenario: Scenario) -> Result<()> {
+    match (scenario, load.stalled) {
+        (Scenario::SlowReader(_), Some(s)) if s.waiting > 0 && s.waited <= s.waiting => Ok(()),
+        (Scenario::SlowReader(_), stalled) => Err(LabError::new(format!(
+            "the connection that was not read did not stand still: {stalled:?}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn idle(contestant: &Contestant, planned: usize, round: usize, plan: &Plan) -> Result<Memory> {

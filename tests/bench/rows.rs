@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
+mod push;
+
 use serde::Serialize;
 
 use crate::contestants::Who;
 use crate::plan::{Plan, Scenario};
+use crate::report::thousands;
 use crate::rounds::{Measurements, Memory, When, Window};
 use crate::stats::{Ratio, Summary};
 use crate::targets::{self, Target};
@@ -84,6 +87,11 @@ pub(crate) fn rows(plan: &Plan, found: &Measurements) -> Vec<Row> {
         }
     }
     rows.extend(memory_rows(plan, &found.memory));
+    for &scenario in &plan.scenarios {
+        if let Scenario::Push(workloads) = scenario {
+            rows.extend(push::rows(workloads, &found.pushes));
+        }
+    }
     rows
 }
 
@@ -98,6 +106,7 @@ struct Figure {
 pub(crate) const PROXY_CPU: &str = "CPU of both proxies";
 pub(crate) const PROXY_CPU_EACH: &str = "CPU of a proxy";
 pub(crate) const P99: &str = "p99";
+pub(crate) const OTHERS: &str = "throughput of the others";
 pub(crate) const IDLE: &str = "idle";
 pub(crate) const AFTER_LOAD: &str = "after load, above idle";
 const MACHINE_CPU: &str = "CPU of the machine";
@@ -161,6 +170,22 @@ fn figures(scenario: Scenario) -> Vec<Figure> {
                 w.machine / requests(w) * 1e3
             }),
         ],
+        Scenario::SlowReader(_) => vec![
+            figure(OTHERS, "%", Higher, false, |w| {
+                w.load
+                    .stalled
+                    .map_or(0.0, |stalled| stalled.others / stalled.all * 100.0)
+            }),
+            figure(
+                "throughput while all are read",
+                "Gbit/s",
+                Higher,
+                false,
+                |w| w.load.stalled.map_or(0.0, |stalled| stalled.all * 8e-9),
+            ),
+        ],
+        // It has windows of its own.
+        Scenario::Push(_) => Vec::new(),
     }
 }
 
@@ -243,18 +268,12 @@ fn mean_kib(memory: &Memory) -> f64 {
     memory.kib.iter().sum::<f64>() / memory.kib.len().max(1) as f64
 }
 
-fn thousands(number: usize) -> String {
-    if number < 1_000 {
-        return number.to_string();
-    }
-    format!("{},{:03}", number / 1_000, number % 1_000)
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
-    use lab::load::LoadReport;
+    use lab::load::{LoadReport, Stalled};
 
     use super::*;
+    use crate::push::Pushed;
 
     pub(crate) fn window(round: usize, who: Who, scenario: Scenario, cpu: f64) -> Window {
         Window {
@@ -268,6 +287,13 @@ pub(crate) mod tests {
                 p50_ms: 0.1,
                 p99_ms: 1.0,
                 p999_ms: 2.0,
+                max_ms: 3.0,
+                stalled: Some(Stalled {
+                    all: 1e9,
+                    others: 0.97e9,
+                    waiting: 100,
+                    waited: 100,
+                }),
                 errors: 0,
                 first_error: None,
             },
@@ -290,10 +316,32 @@ pub(crate) mod tests {
         }
     }
 
+    pub(crate) fn push(round: usize, who: Who, longest: f64) -> Pushed {
+        let load = |max_ms| LoadReport {
+            max_ms,
+            p999_ms: max_ms / 2.0,
+            ..LoadReport::default()
+        };
+        Pushed {
+            round,
+            who,
+            workloads: 50_000,
+            quiet: load(1.0),
+            during: load(longest),
+            took: 1.5,
+            stolen: 0.0,
+        }
+    }
+
     #[test]
     fn figures_are_what_their_units_say() {
         let plan = Plan {
-            scenarios: vec![Scenario::Bulk(1), Scenario::Requests(16), Scenario::Connect],
+            scenarios: vec![
+                Scenario::Bulk(1),
+                Scenario::Requests(16),
+                Scenario::Connect,
+                Scenario::SlowReader(100),
+            ],
             idle: vec![1_000],
             ..Plan::quick()
         };
@@ -312,7 +360,7 @@ pub(crate) mod tests {
                 memory(Who::Ours, holding, 4_596.0),
                 memory(Who::Ours, When::AfterLoad, 5_120.0),
             ],
-            failures: Vec::new(),
+            ..Measurements::default()
         };
         let rows = rows(&plan, &found);
         let check = |group: &str, name: &str, who, expected: Option<f64>| {
@@ -342,6 +390,10 @@ pub(crate) mod tests {
         check(requests, PROXY_CPU_EACH, Who::Ours, Some(25.0));
         check(requests, PROXY_CPU, Who::Ours, Some(0.5));
         check("new connections", PROXY_CPU, Who::Ours, Some(0.05));
+        let slow = "one slow reader among 100 streams";
+        check(slow, OTHERS, Who::Ours, Some(97.0));
+        check(slow, OTHERS, Who::NoMesh, Some(97.0));
+        check(slow, "throughput while all are read", Who::Ours, Some(8.0));
         check(MEMORY, IDLE, Who::Ours, Some(4.0));
         check(
             MEMORY,

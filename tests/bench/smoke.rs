@@ -16,6 +16,8 @@ fn everything_is_measured_with_and_without_the_mesh() {
         Scenario::Bulk(8),
         Scenario::Requests(16),
         Scenario::Connect,
+        Scenario::SlowReader(8),
+        Scenario::Push(500),
     ];
     let plan = Plan {
         name: "smoke",
@@ -26,6 +28,8 @@ fn everything_is_measured_with_and_without_the_mesh() {
         idle: vec![20],
         memory_rounds: 1,
         settle: Duration::ZERO,
+        stall_settle: Duration::from_millis(200),
+        push_window: Duration::from_millis(2_500),
         control: false,
         one_cpu: false,
     };

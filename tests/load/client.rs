@@ -1,6 +1,7 @@
 //! The client: keeps every connection busy, and counts.
 //!
-//! Every loop ends: measuring by the clock, what follows by [`DRAIN`], opening by [`OPEN`].
+//! Every loop ends: measuring by the clock, what follows by [`DRAIN`], opening by [`OPEN`]. What asks at a steady rate
+//! is in `steady.rs`, what stops to read in `slow_reader.rs`; both are this client with another loop.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -11,6 +12,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use crate::connection::{Connection, State};
 use crate::histogram::Histogram;
+use crate::slow_reader::SlowReader;
 
 /// How long answers may take after the last request.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -37,12 +39,7 @@ pub(crate) fn run(load: Load) -> io::Result<()> {
     say(&Said::Began)?;
     let began = Instant::now();
     client.turn(end, true);
-    client.report.seconds = began.elapsed().as_secs_f64();
-    say(&Said::Measured)?;
-    client.freeze();
-    client.turn(Instant::now() + DRAIN, false);
-    client.expect_all_answered();
-    say(&Said::Done(client.report))
+    client.finish(began)
 }
 
 pub(crate) fn hold(load: Load) -> io::Result<()> {
@@ -73,22 +70,23 @@ pub(crate) fn hold(load: Load) -> io::Result<()> {
     say(&Said::Done(client.report))
 }
 
-struct Client {
-    load: Load,
+pub(crate) struct Client {
+    pub(crate) load: Load,
     request: Vec<u8>,
-    epoll: Epoll,
-    connections: Vec<Option<Connection>>,
+    pub(crate) epoll: Epoll,
+    pub(crate) connections: Vec<Option<Connection>>,
     /// Connections that wait for something.
     busy: usize,
     buffer: Vec<u8>,
     histogram: Histogram,
-    report: LoadReport,
+    pub(crate) report: LoadReport,
     /// Measuring is over: what comes now counts no more.
     frozen: bool,
+    pub(crate) slow: Option<SlowReader>,
 }
 
 impl Client {
-    fn new(load: Load) -> io::Result<Self> {
+    pub(crate) fn new(load: Load) -> io::Result<Self> {
         let close = if load.reconnect {
             "Connection: close\r\n"
         } else {
@@ -104,11 +102,12 @@ impl Client {
             histogram: Histogram::new(),
             report: LoadReport::default(),
             frozen: false,
+            slow: load.stall.map(SlowReader::new),
             load,
         })
     }
 
-    fn open(&mut self, slot: usize) {
+    pub(crate) fn open(&mut self, slot: usize) {
         let opened = Connection::open(self.load.to, &self.request).and_then(|connection| {
             let wanted = if connection.state == State::Connecting {
                 EpollFlags::EPOLLOUT
@@ -129,14 +128,14 @@ impl Client {
     }
 
     /// Works until `until`, or until nothing is on its way any more.
-    fn turn(&mut self, until: Instant, go_on: bool) {
+    pub(crate) fn turn(&mut self, until: Instant, go_on: bool) {
         while Instant::now() < until && self.busy > 0 && self.report.errors < MOST_ERRORS {
             self.step(go_on);
         }
     }
 
     /// Waits for events, a moment at most, and does what they ask for. `go_on`: an answer is followed by a request.
-    fn step(&mut self, go_on: bool) {
+    pub(crate) fn step(&mut self, go_on: bool) {
         let mut events = [EpollEvent::empty(); EVENTS];
         let count = match self.epoll.wait(&mut events, EpollTimeout::from(TICK)) {
             Ok(count) => count,
@@ -201,17 +200,19 @@ impl Client {
             if go_on {
                 self.open(slot);
             }
-        } else if go_on {
+        } else if go_on && !self.begin_stall(slot) {
             self.ask_again(slot, now);
         }
     }
 
-    fn ask_again(&mut self, slot: usize, now: Instant) {
+    pub(crate) fn ask_again(&mut self, slot: usize, now: Instant) {
         let Some(connection) = &mut self.connections[slot] else {
             return;
         };
         connection.began = now;
-        match connection.try_ask(&self.request) {
+        let slow = self.slow.as_ref();
+        let request = slow.and_then(|slow| slow.request(slot));
+        match connection.try_ask(request.unwrap_or(&self.request)) {
             Ok(()) => self.busy += 1,
             Err(err) => {
                 self.connections[slot] = None;
@@ -228,19 +229,19 @@ impl Client {
         }
     }
 
-    fn broke(&mut self, err: &io::Error) {
+    pub(crate) fn broke(&mut self, err: &io::Error) {
         self.report.errors += 1;
         self.report
             .first_error
             .get_or_insert_with(|| err.to_string());
     }
 
-    fn failed(&self) -> bool {
+    pub(crate) fn failed(&self) -> bool {
         self.report.errors > 0
     }
 
     /// What has been counted was the warm-up. Errors stay.
-    fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.histogram = Histogram::new();
         self.report = LoadReport {
             errors: self.report.errors,
@@ -249,11 +250,22 @@ impl Client {
         };
     }
 
+    /// Ends what began to be measured at `began`, and says what came of it.
+    pub(crate) fn finish(mut self, began: Instant) -> io::Result<()> {
+        self.report.seconds = began.elapsed().as_secs_f64();
+        say(&Said::Measured)?;
+        self.freeze();
+        self.turn(Instant::now() + DRAIN, false);
+        self.expect_all_answered();
+        say(&Said::Done(self.report))
+    }
+
     fn freeze(&mut self) {
         self.frozen = true;
         self.report.p50_ms = self.histogram.quantile_ms(0.5);
         self.report.p99_ms = self.histogram.quantile_ms(0.99);
         self.report.p999_ms = self.histogram.quantile_ms(0.999);
+        self.report.max_ms = self.histogram.longest_ms();
     }
 
     fn expect_all_answered(&mut self) {
@@ -265,7 +277,7 @@ impl Client {
     }
 }
 
-fn say(what: &Said) -> io::Result<()> {
+pub(crate) fn say(what: &Said) -> io::Result<()> {
     let line = serde_json::to_string(what).map_err(io::Error::other)?;
     let mut out = io::stdout().lock();
     writeln!(out, "{line}")?;

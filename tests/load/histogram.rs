@@ -9,6 +9,7 @@ const FINE_BITS: u32 = FINE.ilog2();
 pub(crate) struct Histogram {
     counts: Vec<u64>,
     total: u64,
+    longest: Duration,
 }
 
 impl Histogram {
@@ -17,6 +18,7 @@ impl Histogram {
         Self {
             counts: vec![0; buckets],
             total: 0,
+            longest: Duration::ZERO,
         }
     }
 
@@ -24,6 +26,12 @@ impl Histogram {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.counts[index(nanos)] += 1;
         self.total += 1;
+        self.longest = self.longest.max(took);
+    }
+
+    /// To the nanosecond.
+    pub(crate) fn longest_ms(&self) -> f64 {
+        self.longest.as_secs_f64() * 1e3
     }
 
     /// The value that `part` of all stay at or below, in milliseconds; 0 when there are none.
@@ -82,5 +90,6 @@ mod tests {
             let found = histogram.quantile_ms(part);
             assert!((found / expected - 1.0_f64).abs() < 0.01, "{part}: {found}");
         }
+        assert_eq!(histogram.longest_ms(), 1000.0);
     }
 }

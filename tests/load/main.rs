@@ -8,6 +8,8 @@ mod client;
 mod connection;
 mod histogram;
 mod server;
+mod slow_reader;
+mod steady;
 
 use std::process::ExitCode;
 
@@ -33,7 +35,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Serve { port } => server::serve(port),
-        Command::Run { load } => read(&load).and_then(client::run),
+        Command::Run { load } => read(&load).and_then(run),
         Command::Hold { load } => read(&load).and_then(client::hold),
     };
     match done {
@@ -42,6 +44,14 @@ fn main() -> ExitCode {
             eprintln!("load: {err}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run(load: Load) -> std::io::Result<()> {
+    match (load.every, load.stall) {
+        (Some(every), _) => steady::run(load, every),
+        (None, Some(stall)) => slow_reader::run(load, stall),
+        (None, None) => client::run(load),
     }
 }
 

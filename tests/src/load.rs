@@ -31,10 +31,39 @@ pub struct Load {
     pub body: u64,
     /// Whether each connection is used for one request only.
     pub reconnect: bool,
+    /// Asks once in so long, on one connection after the other, whatever is still on its way. None: each asks again
+    /// as soon as it has its answer.
+    pub every: Option<Duration>,
+    /// Stops to read one connection for a while.
+    pub stall: Option<Stall>,
     /// How long it goes on before it measures.
     pub warm: Duration,
     /// How long it measures.
     pub measure: Duration,
+}
+
+/// One of the connections is not read for a while. First and last all of them are, half of [`Load::measure`] each; in
+/// between, for as long as both together, one is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stall {
+    /// Length of the answer that is not read: more than what all buffers on its way hold.
+    pub body: u64,
+    /// What is left out after each change from one to the other. After the first, so often until nothing more comes,
+    /// six times at most.
+    pub settle: Duration,
+}
+
+/// What one connection that is not read did to the others.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stalled {
+    /// Bytes of bodies in a second while all connections were read, of all.
+    pub all: f64,
+    /// The same while one was not, of the others.
+    pub others: f64,
+    /// What waited in the socket of that one when this was first measured.
+    pub waiting: u64,
+    /// What waited there at last. No more than before, so nothing came meanwhile.
+    pub waited: u64,
 }
 
 /// What a client has seen while it measured.
@@ -52,6 +81,10 @@ pub struct LoadReport {
     pub p99_ms: f64,
     /// 999 of 1,000.
     pub p999_ms: f64,
+    /// The longest.
+    pub max_ms: f64,
+    /// What a connection that was not read did, if that was asked for.
+    pub stalled: Option<Stalled>,
     /// Connections that broke or answered wrong, at any time.
     pub errors: u64,
     /// The first of them, for people.
@@ -68,6 +101,17 @@ pub enum Said {
     Measured,
     /// Everything that was asked is answered, or never will be.
     Done(LoadReport),
+}
+
+impl Load {
+    /// From the beginning of what is measured to its end.
+    #[must_use]
+    pub fn takes(&self) -> Duration {
+        match self.stall {
+            Some(stall) => self.measure * 2 + stall.settle * 7,
+            None => self.measure,
+        }
+    }
 }
 
 impl Place {
@@ -102,7 +146,7 @@ impl Place {
         let process = program(&[verb.into(), json])?.spawn(self.namespace())?;
         let mut running = RunningLoad {
             process,
-            limit: load.measure + START_TIMEOUT,
+            limit: load.takes() + START_TIMEOUT,
         };
         match running.hear(limit)? {
             Said::Began => Ok(running),

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use lab::load::{Load, MARKER};
-use lab::{Lab, LabError, Pod, Process, Result};
+use lab::{ControlPlane, Lab, LabError, Pod, Process, Result};
 use serde::Serialize;
 
 use crate::plan::{Plan, Scenario};
@@ -143,6 +143,10 @@ impl Arena {
             }
         }
         Ok(())
+    }
+
+    pub(crate) fn control_plane(&self) -> &ControlPlane {
+        self.lab.control_plane()
     }
 
     /// The end of the logs of both daemons, for people, without the many lines about connections.

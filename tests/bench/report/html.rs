@@ -24,6 +24,9 @@ pub(super) fn write(report: &Report) -> String {
     targets(report, &mut page);
     for group in report.groups() {
         let _ = writeln!(page, "<h2>{}</h2>", escape(group));
+        if let Some(note) = report.note(group) {
+            let _ = writeln!(page, "<p class=\"about\">{}</p>", escape(&note));
+        }
         for row in report.rows.iter().filter(|row| row.group == group) {
             figure(report, row, &mut page);
         }

@@ -93,6 +93,12 @@ impl Report {
         groups
     }
 
+    /// What is to be known about the figures of a group.
+    fn note(&self, group: &str) -> Option<String> {
+        let mut all = self.plan.scenarios.iter();
+        all.find(|scenario| scenario.name() == group)?.note()
+    }
+
     fn about(&self) -> Vec<String> {
         let seconds = self.plan.measure.as_secs_f64();
         let mut lines = vec![format!(
@@ -128,7 +134,7 @@ impl Report {
 /// Three digits that count.
 pub(crate) fn short(value: f64) -> String {
     let digits = match value.abs() {
-        size if size >= 999.5 => return thousands(value),
+        size if size >= 999.5 => return grouped(value),
         size if size >= 99.95 => 0,
         size if size >= 9.995 => 1,
         size if size >= 0.9995 => 2,
@@ -138,7 +144,11 @@ pub(crate) fn short(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-fn thousands(value: f64) -> String {
+pub(crate) fn thousands(number: usize) -> String {
+    grouped(number as f64)
+}
+
+fn grouped(value: f64) -> String {
     let digits = format!("{:.0}", value.abs());
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
@@ -169,12 +179,12 @@ fn spread(summary: &Summary) -> String {
 pub(crate) mod tests {
     use super::*;
     use crate::plan::Scenario;
-    use crate::rows::tests::{memory, window};
+    use crate::rows::tests::{memory, push, window};
 
     /// Ours is cheaper for bulk, and dearer for connections than HTTP.
     pub(super) fn example() -> Report {
         let plan = Plan {
-            scenarios: vec![Scenario::Bulk(1), Scenario::Connect],
+            scenarios: vec![Scenario::Bulk(1), Scenario::Connect, Scenario::Push(50_000)],
             idle: vec![10_000],
             ..Plan::quick()
         };
@@ -202,6 +212,9 @@ pub(crate) mod tests {
                 memory(Who::Ours, When::Idle, 4_096.0),
                 memory(Who::Ours, holding, 23_696.0),
             ],
+            pushes: (0..3)
+                .flat_map(|round| [push(round, Who::NoMesh, 2.0), push(round, Who::Ours, 6.5)])
+                .collect(),
             failures: vec!["round 2, Envoy TCP, <new> connections: 3 errors".to_owned()],
         };
         Report::new(plan, Facts::example(), found)
