@@ -4,28 +4,28 @@ use std::fmt::Write as _;
 
 use super::{Report, plot, short};
 use crate::contestants::Who;
-use crate::rows::Row;
-use crate::targets::{ELSEWHERE, Limits, Met, Verdict};
+use crate::rows::{Better, Row};
+use crate::targets::{ELSEWHERE, Limits, Met};
 
 pub(super) fn write(report: &Report) -> String {
     let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>ztunnel: benchmark</title>\n<style>{STYLE}</style></head><body>\n<h1>What the mesh costs</h1>\n"
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <title>ztunnel: benchmark</title>\n<style>{STYLE}</style></head><body>\n<h1>What the mesh costs</h1>\n"
     );
-    for line in report.about() {
-        let _ = writeln!(page, "<p class=\"about\">{}</p>", escape(&line));
-    }
-    list(&mut page, "The machine was noisy", &report.noise);
-    list(
-        &mut page,
-        "Failed, and in no figure",
-        &report.measurements.failures,
-    );
+    doubts(report, &mut page);
     losses(report, &mut page);
     targets(report, &mut page);
+    page.push_str("<h2>How it was measured</h2>\n");
+    for line in report.about() {
+        let _ = writeln!(page, "<p class=\"about\">{}</p>", text(&line));
+    }
+    list(&mut page, NOISE, &report.noise);
+    list(&mut page, FAILURES, &report.measurements.failures);
     for group in report.groups() {
         let _ = writeln!(page, "<h2>{}</h2>", escape(group));
         if let Some(note) = report.note(group) {
-            let _ = writeln!(page, "<p class=\"about\">{}</p>", escape(&note));
+            let _ = writeln!(page, "<p class=\"about\">{}</p>", text(&note));
         }
         for row in report.rows.iter().filter(|row| row.group == group) {
             figure(report, row, &mut page);
@@ -35,13 +35,37 @@ pub(super) fn write(report: &Report) -> String {
     page
 }
 
-fn list(page: &mut String, heading: &str, lines: &[String]) {
+/// Identifier and heading of what is wrong with the run.
+const NOISE: (&str, &str) = ("noise", "The machine was noisy");
+const FAILURES: (&str, &str) = ("failures", "Failed, and in no figure");
+
+/// What to know before any figure, in a line; what it means stands below.
+fn doubts(report: &Report, page: &mut String) {
+    let all = [
+        (NOISE, report.noise.len()),
+        (FAILURES, report.measurements.failures.len()),
+    ];
+    for ((id, heading), count) in all.into_iter().filter(|(_, count)| *count > 0) {
+        let _ = writeln!(
+            page,
+            "<p class=\"doubt\">{heading}: <a href=\"#{id}\">{count}, see below</a></p>"
+        );
+    }
+    let _ = writeln!(
+        page,
+        "<p class=\"about\">In pictures: a bar to the median, a line from the lowest to the highest, a dot for each of \
+         {} rounds. Figures: median (lowest to highest).</p>",
+        report.plan.rounds
+    );
+}
+
+fn list(page: &mut String, (id, heading): (&str, &str), lines: &[String]) {
     if lines.is_empty() {
         return;
     }
-    let _ = writeln!(page, "<h2 class=\"bad\">{heading}</h2>\n<ul>");
+    let _ = writeln!(page, "<h2 class=\"bad\" id=\"{id}\">{heading}</h2>\n<ul>");
     for line in lines {
-        let _ = writeln!(page, "<li>{}</li>", escape(line));
+        let _ = writeln!(page, "<li>{}</li>", text(line));
     }
     page.push_str("</ul>\n");
 }
@@ -56,9 +80,10 @@ fn losses(report: &Report, page: &mut String) {
     for loss in &losses {
         let _ = writeln!(
             page,
-            "<p class=\"bad\">{}, {}: {} times worse than {}</p>",
+            "<p class=\"bad\">{}, {}, {}: {} times worse than {}</p>",
             escape(&loss.row.group),
             escape(&loss.row.name),
+            loss.row.unit,
             short(loss.times),
             loss.to.name()
         );
@@ -71,10 +96,9 @@ fn losses(report: &Report, page: &mut String) {
 }
 
 fn targets(report: &Report, page: &mut String) {
-    page.push_str("<h2>Targets</h2>\n<table><tr><th></th><th>ours</th><th>bar; aim</th><th></th><th>ours / Envoy TCP</th><th>bar; aim</th><th></th></tr>\n");
-    for row in &report.rows {
-        let Some(target) = row.target else { continue };
-        let verdict = Verdict::of(row);
+    page.push_str("<h2>Targets</h2>\n<p class=\"about\">The bar must be met, the aim is worth days. Where there is a ratio, it decides.</p>\n");
+    page.push_str("<div class=\"wide\"><table><tr><th></th><th>ours</th><th>bar; aim</th><th></th><th>ours / Envoy TCP</th><th>bar; aim</th><th></th></tr>\n");
+    for (row, target, verdict) in report.with_target() {
         let ratio = target
             .of_envoy
             .and(row.ratio(Who::Ours, Who::EnvoyTcp))
@@ -88,7 +112,7 @@ fn targets(report: &Report, page: &mut String) {
             });
         let _ = writeln!(
             page,
-            "<tr><td>{}: {}, {}</td><td>{}</td><td>{}</td>{}<td>{ratio}</td><td>{}</td>{}</tr>",
+            "<tr><td>{}: {}, {}</td><td>{}</td><td class=\"limits\">{}</td>{}<td>{ratio}</td><td class=\"limits\">{}</td>{}</tr>",
             escape(&row.group),
             escape(&row.name),
             row.unit,
@@ -105,21 +129,30 @@ fn targets(report: &Report, page: &mut String) {
             page,
             "<tr><td>{}</td><td colspan=\"6\">{}</td></tr>",
             escape(what),
-            escape(place)
+            text(place)
         );
     }
-    page.push_str("</table>\n");
+    page.push_str("</table></div>\n");
 }
 
 fn figure(report: &Report, row: &Row, page: &mut String) {
-    let _ = writeln!(page, "<h3>{}, {}</h3>", escape(&row.name), row.unit);
+    let better = match row.better {
+        Better::Lower => "less is better",
+        Better::Higher => "more is better",
+    };
+    let _ = writeln!(
+        page,
+        "<h3>{}, {} <small>{better}</small></h3>",
+        escape(&row.name),
+        row.unit
+    );
     picture(report, row, page);
 }
 
 fn picture(report: &Report, row: &Row, page: &mut String) {
-    match plot::svg(row, &report.columns) {
-        Some(svg) => {
-            let _ = writeln!(page, "{svg}");
+    match plot::html(row, &report.columns) {
+        Some(plot) => {
+            let _ = writeln!(page, "{plot}");
         }
         None => page.push_str("<p>nothing above zero was measured</p>\n"),
     }
@@ -138,6 +171,17 @@ fn met(met: Option<Met>) -> String {
     format!("<td class=\"{class}\">{}</td>", met.map_or("", Met::text))
 }
 
+/// With what stands between backquotes as code.
+fn text(text: &str) -> String {
+    let parts = text.split('`').enumerate();
+    parts
+        .map(|(at, part)| match at % 2 {
+            0 => escape(part),
+            _ => format!("<code>{}</code>", escape(part)),
+        })
+        .collect()
+}
+
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
@@ -146,13 +190,24 @@ fn escape(text: &str) -> String {
 }
 
 const STYLE: &str = "
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 900px; margin: 2em auto; padding: 0 1em; color: #222; background: #fff }
-h2 { margin-top: 2em; border-bottom: 1px solid #ccc } h3 { margin: 1em 0 .2em; font-size: 1em }
-.about { margin: .2em 0; color: #555 } .bad { color: #b3261e } .good { color: #1b6e3c }
-table { border-collapse: collapse } td, th { border: 1px solid #ccc; padding: .2em .6em; text-align: left }
-svg { display: block; max-width: 100%; height: auto; font-size: 12px }
-.bare { fill: #b8bec6 } .ours { fill: #5b8def } .tcp { fill: #e9a15b } .http { fill: #d9776c }
-.spread { stroke: #222; stroke-width: 1.5 } circle { fill: #222; fill-opacity: .55 }
+:root { color-scheme: light dark; --page: #fff; --ink: #222; --soft: #5a5f66; --line: #ccd0d5; --bad: #b3261e; --good: #1b6e3c;
+  --bare: #b8bec6; --ours: #5b8def; --tcp: #e9a15b; --http: #d9776c; --track: #f3f4f6 }
+@media (prefers-color-scheme: dark) { :root { --page: #16181c; --ink: #e4e6ea; --soft: #a3a9b3; --line: #3a3f47; --bad: #ff8a80;
+  --good: #7fd6a0; --bare: #6b7380; --ours: #4f7fdc; --tcp: #b8742f; --http: #b4554b; --track: #22262c } }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 900px; margin: 2em auto; padding: 0 1em; color: var(--ink); background: var(--page); overflow-wrap: anywhere }
+h2 { margin: 2em 0 .6em; border-bottom: 1px solid var(--line) } h3 { margin: 1.2em 0 .3em; font-size: 1em }
+small, .about { color: var(--soft) } small { font-weight: normal; margin-left: .5em } .about { margin: .2em 0 }
+.bad { color: var(--bad) } .good { color: var(--good) } a { color: inherit }
+.doubt { color: var(--bad); border: 1px solid; border-radius: 4px; padding: .3em .7em; margin: .6em 0 }
+.wide { overflow-x: auto; margin-top: .6em } table { border-collapse: collapse; overflow-wrap: normal }
+td, th { border: 1px solid var(--line); padding: .2em .6em; text-align: left } td:first-child { min-width: 11em } td.good, td.bad, td.limits { white-space: nowrap }
+.plot { display: grid; grid-template-columns: 6em minmax(6em, 1fr) minmax(4em, 13em); column-gap: .7em; align-items: center; font-size: 13px; max-width: 52em }
+.plot > span:nth-child(3n+1) { text-align: right; white-space: nowrap } .plot > span { font-variant-numeric: tabular-nums }
+.plot svg { display: block; width: 100%; background: var(--track); overflow: visible }
+.axis { display: flex; justify-content: space-between; color: var(--soft); font-size: 12px } .axis i { font-style: normal } .axis .bad::before { content: \"\\250a \" }
+.bare { fill: var(--bare) } .ours { fill: var(--ours) } .tcp { fill: var(--tcp) } .http { fill: var(--http) }
+.spread { stroke: var(--ink); stroke-width: 1.5 } .bar { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 3 2 } circle { fill: var(--ink); fill-opacity: .6 }
+@media (max-width: 30em) { .plot { grid-template-columns: 6em 1fr 5.5em } table { font-size: 12px } td, th { padding: .2em .35em } }
 ";
 
 #[cfg(test)]
@@ -169,7 +224,13 @@ mod tests {
         assert!(at("Where ours is worse") < at("<h2>Targets"));
         assert!(at("<h2>Targets") < at("<h2>bulk, 1 connection"));
         assert!(page.contains("&lt;new&gt; connections"));
-        for tag in ["svg", "table", "body", "h2", "h3", "p"] {
+        assert!(
+            page.contains("href=\"#failures\">1, see below</a>")
+                && page.contains("id=\"failures\"")
+        );
+        for tag in [
+            "svg", "div", "span", "code", "table", "body", "h2", "h3", "p",
+        ] {
             let opened = page.matches(&format!("<{tag}>")).count()
                 + page.matches(&format!("<{tag} ")).count();
             assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");

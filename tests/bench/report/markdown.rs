@@ -6,7 +6,7 @@ use super::{Report, short, spread};
 use crate::contestants::Who;
 use crate::rows::Row;
 use crate::stats::Ratio;
-use crate::targets::{ELSEWHERE, Limits, Met, Verdict};
+use crate::targets::{ELSEWHERE, Limits, Met};
 
 pub(super) fn write(report: &Report) -> String {
     let mut text = String::new();
@@ -57,15 +57,7 @@ fn losses(report: &Report, text: &mut String) {
 
 fn targets(report: &Report, text: &mut String) {
     text.push_str("\n### Targets\n\n| | ours | bar; aim | | ours / Envoy TCP | bar; aim | |\n|---|---|---|---|---|---|---|\n");
-    let mut with_target: Vec<_> = report
-        .rows
-        .iter()
-        .filter_map(|row| Some((row, row.target?, Verdict::of(row))))
-        .collect();
-    // What was missed comes first.
-    with_target
-        .sort_by_key(|(_, _, verdict)| verdict.as_ref().map(Verdict::decides) != Some(Met::Missed));
-    for (row, target, verdict) in with_target {
+    for (row, target, verdict) in report.with_target() {
         let ours = row.summary(Who::Ours);
         let ratio = row.ratio(Who::Ours, Who::EnvoyTcp);
         let ratio = ratio.filter(|_| target.of_envoy.is_some());

@@ -15,6 +15,7 @@ use crate::plan::Plan;
 use crate::rounds::{Measurements, When};
 use crate::rows::{Row, rows};
 use crate::stats::Summary;
+use crate::targets::{Met, Target, Verdict};
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
@@ -91,6 +92,18 @@ impl Report {
         let mut groups: Vec<&str> = self.rows.iter().map(|row| row.group.as_str()).collect();
         groups.dedup();
         groups
+    }
+
+    /// Figures with a target, those first that miss it.
+    fn with_target(&self) -> Vec<(&Row, Target, Option<Verdict>)> {
+        let rows = self.rows.iter();
+        let mut rows: Vec<_> = rows
+            .filter_map(|row| Some((row, row.target?, Verdict::of(row))))
+            .collect();
+        rows.sort_by_key(|(_, _, verdict)| {
+            verdict.as_ref().map(Verdict::decides) != Some(Met::Missed)
+        });
+        rows
     }
 
     /// What is to be known about the figures of a group.

@@ -1,18 +1,19 @@
 //! One figure as a picture: a bar to the median, a line from the lowest to the highest, a dot for each round.
+//!
+//! A line for each contestant: its name, a track, its figures. Positions in the track are parts of its width, so that
+//! the picture has any width and its letters have one size.
 
 use std::fmt::Write as _;
 
-use super::short;
+use super::{short, spread};
 use crate::contestants::Who;
 use crate::rows::Row;
 
-const WIDTH: f64 = 640.0;
-const LEFT: f64 = 90.0;
-const RIGHT: f64 = 80.0;
-const LINE: f64 = 24.0;
+/// Height of a track.
+const HEIGHT: u32 = 22;
 
-/// SVG, without anything from elsewhere. None when there is nothing to show.
-pub(super) fn svg(row: &Row, columns: &[Who]) -> Option<String> {
+/// Without anything from elsewhere. None when there is nothing to show.
+pub(super) fn html(row: &Row, columns: &[Who]) -> Option<String> {
     let shown: Vec<Who> = columns
         .iter()
         .copied()
@@ -23,44 +24,57 @@ pub(super) fn svg(row: &Row, columns: &[Who]) -> Option<String> {
     if most <= 0.0 {
         return None;
     }
-    let x = |value: f64| LEFT + value.max(0.0) / most * (WIDTH - LEFT - RIGHT);
-    let height = LINE * shown.len() as f64;
-    let mut svg = format!(
-        "<svg viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" role=\"img\">\n"
-    );
-    for (line, who) in shown.iter().enumerate() {
-        let summary = row.summary(*who)?;
-        let middle = LINE * (line as f64 + 0.5);
-        let (class, top) = (class(*who), middle - 8.0);
-        let _ = writeln!(
-            svg,
-            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\
-             <rect class=\"{class}\" x=\"{LEFT}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"16\"/>\
-             <path class=\"spread\" d=\"M{:.1} {middle:.1}H{:.1}\"/>",
-            LEFT - 8.0,
-            middle + 4.0,
+    // A bar far off says nothing that the table does not say.
+    let bar = row.target.map(|target| target.absolute.bar);
+    let bar = bar.filter(|bar| *bar <= most * 2.0);
+    let most = bar.map_or(most, |bar| bar.max(most));
+    let x = |value: f64| format!("{:.2}%", value.clamp(0.0, most) / most * 100.0);
+    let mut page = "<div class=\"plot\">\n".to_owned();
+    for who in shown {
+        let summary = row.summary(who)?;
+        let middle = HEIGHT / 2;
+        let _ = write!(
+            page,
+            "<span>{}</span><svg height=\"{HEIGHT}\" role=\"img\" aria-label=\"{} {}\">\
+             <rect class=\"{}\" y=\"3\" width=\"{}\" height=\"{}\"/>",
             who.name(),
-            x(summary.median) - LEFT,
-            x(summary.min),
-            x(summary.max),
+            short(summary.median),
+            row.unit,
+            class(who),
+            x(summary.median),
+            HEIGHT - 6,
         );
-        for value in row.values.get(who)?.values() {
+        if let Some(bar) = bar {
             let _ = write!(
-                svg,
-                "<circle cx=\"{:.1}\" cy=\"{middle:.1}\" r=\"2.5\"/>",
+                page,
+                "<line class=\"bar\" x1=\"{0}\" x2=\"{0}\" y1=\"0\" y2=\"{HEIGHT}\"/>",
+                x(bar)
+            );
+        }
+        let _ = write!(
+            page,
+            "<line class=\"spread\" x1=\"{}\" x2=\"{}\" y1=\"{middle}\" y2=\"{middle}\"/>",
+            x(summary.min),
+            x(summary.max)
+        );
+        for value in row.values.get(&who)?.values() {
+            let _ = write!(
+                page,
+                "<circle cx=\"{}\" cy=\"{middle}\" r=\"2.5\"/>",
                 x(*value)
             );
         }
-        let _ = writeln!(
-            svg,
-            "<text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-            x(summary.max) + 8.0,
-            middle + 4.0,
-            short(summary.median)
-        );
+        let _ = writeln!(page, "</svg><span>{}</span>", spread(&summary));
     }
-    svg.push_str("</svg>");
-    Some(svg)
+    let _ = writeln!(
+        page,
+        "<span></span><span class=\"axis\"><i>0</i><i>{} {}</i></span><span class=\"axis\">{}</span>",
+        short(most),
+        row.unit,
+        bar.map_or_else(String::new, |bar| format!("<i class=\"bad\">bar {bar}</i>")),
+    );
+    page.push_str("</div>");
+    Some(page)
 }
 
 fn class(who: Who) -> &'static str {
