@@ -108,6 +108,7 @@ pub(crate) const PROXY_CPU_EACH: &str = "CPU of a proxy";
 pub(crate) const P99: &str = "p99";
 pub(crate) const OTHERS: &str = "throughput of the others";
 pub(crate) const IDLE: &str = "idle";
+pub(crate) const AFTER_LOAD_SIZE: &str = "after load";
 pub(crate) const AFTER_LOAD: &str = "after load, above idle";
 const MACHINE_CPU: &str = "CPU of the machine";
 
@@ -206,7 +207,7 @@ fn gigabytes(window: &Window) -> f64 {
     window.load.bytes.max(1) as f64 / 1e9
 }
 
-const MEMORY: &str = "private memory of a proxy";
+pub(crate) const MEMORY: &str = "private memory of a proxy";
 
 fn memory_rows(plan: &Plan, memory: &[Memory]) -> Vec<Row> {
     let row = |name: String, unit, target, value: &dyn Fn(&Memory) -> Option<f64>| {
@@ -248,13 +249,13 @@ fn memory_rows(plan: &Plan, memory: &[Memory]) -> Vec<Row> {
             &|m| held(m).map(|_| mean_kib(m) / 1024.0),
         ));
         rows.push(row(
-            format!("for each of {connections} idle connections"),
+            for_each_idle(planned),
             "KiB",
             targets::per_connection(),
             &|m| Some((mean_kib(m) - idle_of(m.who)?) / held(m)? as f64),
         ));
     }
-    rows.push(row("after load".into(), "MiB", None, &|m| {
+    rows.push(row(AFTER_LOAD_SIZE.into(), "MiB", None, &|m| {
         (m.when == When::AfterLoad).then(|| mean_kib(m) / 1024.0)
     }));
     rows.push(row(AFTER_LOAD.into(), "%", targets::after_load(), &|m| {
@@ -262,6 +263,11 @@ fn memory_rows(plan: &Plan, memory: &[Memory]) -> Vec<Row> {
         (m.when == When::AfterLoad).then(|| (mean_kib(m) / idle - 1.0) * 100.0)
     }));
     rows
+}
+
+/// Name of a figure.
+pub(crate) fn for_each_idle(planned: usize) -> String {
+    format!("for each of {} idle connections", thousands(planned))
 }
 
 fn mean_kib(memory: &Memory) -> f64 {

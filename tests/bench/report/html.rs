@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Report, plot, short};
+use super::{Report, plot, short, sizing};
 use crate::contestants::Who;
 use crate::rows::{Better, Row};
 use crate::targets::{ELSEWHERE, Limits, Met};
@@ -16,6 +16,7 @@ pub(super) fn write(report: &Report) -> String {
     doubts(report, &mut page);
     losses(report, &mut page);
     targets(report, &mut page);
+    sizing(report, &mut page);
     page.push_str("<h2>How it was measured</h2>\n");
     for line in report.about() {
         let _ = writeln!(page, "<p class=\"about\">{}</p>", text(&line));
@@ -132,6 +133,32 @@ fn targets(report: &Report, page: &mut String) {
             text(place)
         );
     }
+    page.push_str("</table></div>\n");
+}
+
+fn sizing(report: &Report, page: &mut String) {
+    let needs = sizing::needs(report);
+    if needs.is_empty() {
+        return;
+    }
+    page.push_str("<h2>What a proxy of ours needs</h2>\n<p class=\"about\">Traffic between two nodes needs it at both.</p>\n");
+    page.push_str("<div class=\"wide\"><table>\n");
+    for need in needs {
+        let _ = writeln!(
+            page,
+            "<tr><td>{}</td><td>{} {}</td></tr>",
+            escape(&need.what),
+            short(need.of),
+            need.unit
+        );
+    }
+    let (what, place) = sizing::ELSEWHERE;
+    let _ = writeln!(
+        page,
+        "<tr><td>{}</td><td>{}</td></tr>",
+        escape(what),
+        text(place)
+    );
     page.push_str("</table></div>\n");
 }
 

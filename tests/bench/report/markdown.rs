@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Report, short, spread};
+use super::{Report, short, sizing, spread};
 use crate::contestants::Who;
 use crate::rows::Row;
 use crate::stats::Ratio;
@@ -16,6 +16,7 @@ pub(super) fn write(report: &Report) -> String {
     noise(report, &mut text);
     losses(report, &mut text);
     targets(report, &mut text);
+    sizing(report, &mut text);
     figures(report, &mut text);
     text
 }
@@ -78,6 +79,25 @@ fn targets(report: &Report, text: &mut String) {
     for (what, place) in ELSEWHERE {
         let _ = writeln!(text, "| {what} | {place} | | | | | |");
     }
+}
+
+fn sizing(report: &Report, text: &mut String) {
+    let needs = sizing::needs(report);
+    if needs.is_empty() {
+        return;
+    }
+    text.push_str("\n### What a proxy of ours needs\n\n| | | |\n|---|---|---|\n");
+    for need in needs {
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} |",
+            need.what,
+            short(need.of),
+            need.unit
+        );
+    }
+    let (what, place) = sizing::ELSEWHERE;
+    let _ = writeln!(text, "| {what} | {place} | |");
 }
 
 fn figures(report: &Report, text: &mut String) {
@@ -155,6 +175,7 @@ mod tests {
             "Instead of 10000 idle connections there were 9800",
             "| for each of 10,000 idle connections, KiB |  | 2.00 |",
             "The machine was quiet.",
+            "| for each 1,000 new connections in a second | 0.0750 | processors |",
             "| full push of 50,000 workloads: longest request meanwhile, ms | 6.50 | 5; 1 | **missed** |",
             "\n**full push of 50,000 workloads**: A request every 0.5 ms on 16 connections",
         ];

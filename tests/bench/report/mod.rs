@@ -3,6 +3,7 @@
 mod html;
 mod markdown;
 mod plot;
+mod sizing;
 
 use std::collections::BTreeMap;
 
