@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tracing::Level;
 use tracing_subscriber::filter::ParseError;
@@ -27,9 +27,9 @@ const QUEUE: usize = 8 * 1024;
 const WRITE: usize = 64 * 1024;
 /// Longest filter that is made at run time: each event that nobody has looked at before is compared with all of it.
 const MAX_FILTER: usize = 4 * 1024;
-/// How long lines are collected before the next are written. Whoever tells one meanwhile wakes nobody, which would cost
-/// more than everything else about it: 5 µs of the data path for each connection.
-const COLLECT: Duration = Duration::from_millis(10);
+/// How long lines are collected before the next are written, when they come close together. Whoever tells one meanwhile
+/// wakes nobody, which would cost more than everything else about it: 5 µs of the data path for each connection.
+const COLLECT: Duration = Duration::from_millis(2);
 /// How long the end waits for what is still in the queue.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -290,7 +290,9 @@ pub(super) fn write_all(
     failures: &RecentFailures,
 ) {
     let (mut text, mut told) = (Vec::with_capacity(WRITE), 0);
+    let mut written: Option<Instant> = None;
     while let Ok(first) = items.recv() {
+        let began = Instant::now();
         let mut waiting = Vec::new();
         let (mut next, mut taken) = (Some(first), 0);
         while let Some(item) = next {
@@ -331,7 +333,10 @@ pub(super) fn write_all(
             // Whoever asked may have given up.
             let _ = done.try_send(());
         }
-        thread::sleep(COLLECT);
+        if written.is_some_and(|written| began - written < COLLECT) {
+            thread::sleep(COLLECT);
+        }
+        written = Some(Instant::now());
     }
 }
 
