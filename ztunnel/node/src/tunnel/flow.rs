@@ -56,7 +56,7 @@ pub(super) struct Backlog(Rc<Streams>);
 struct Streams {
     /// Those whose apps have not taken all that was given to them.
     slow: RefCell<HashMap<StreamId, FlowControl>>,
-    open: Cell<usize>,
+    open: RefCell<HashMap<StreamId, FlowControl>>,
     /// Bytes that were taken, of all streams there ever were.
     released: Cell<u64>,
     /// When the tunnel is gone: for what streams still hold.
@@ -77,7 +77,15 @@ impl Backlog {
 
     /// How many streams there are.
     fn open(&self) -> usize {
-        self.0.open.get()
+        self.0.open.borrow().len()
+    }
+
+    /// Has the library look at the window of each stream, whether there is something to give back to the peer.
+    fn look_again(&self) {
+        for flow in self.0.open.borrow_mut().values_mut() {
+            // It fails only for more than was received.
+            let _ = flow.release_capacity(0);
+        }
     }
 
     /// An app begins to take what came in a stream. If it goes no further, the windows have to be adapted, and what came
@@ -118,9 +126,11 @@ pub(super) struct Arrivals {
 
 impl Arrivals {
     pub(super) fn new(recv: &mut RecvStream, backlog: &Backlog) -> Self {
-        backlog.0.open.set(backlog.open() + 1);
+        let flow = recv.flow_control().clone();
+        let mut open = backlog.0.open.borrow_mut();
+        open.insert(flow.stream_id(), flow.clone());
         Self {
-            flow: recv.flow_control().clone(),
+            flow,
             backlog: backlog.clone(),
             in_hand: 0,
         }
@@ -164,7 +174,8 @@ impl Drop for Arrivals {
         self.unhold();
         // The library lets go of the rest with the stream.
         self.backlog.note_released(self.flow.used_capacity());
-        self.backlog.0.open.set(self.backlog.open() - 1);
+        let mut open = self.backlog.0.open.borrow_mut();
+        open.remove(&self.flow.stream_id());
     }
 }
 
@@ -195,6 +206,8 @@ pub(super) struct Windows {
     exposed: u64,
     share: Share,
     backlog: Backlog,
+    /// The windows of streams have become smaller since the streams were looked at.
+    shrunk: bool,
     /// Of what the backlog has released, what is accounted for.
     released: u64,
 }
@@ -220,6 +233,7 @@ impl Windows {
             exposed: first.into(),
             share: settings.memory.share(2 * u64::from(first)),
             released: backlog.0.released.get(),
+            shrunk: false,
             backlog,
         }
     }
@@ -229,11 +243,21 @@ impl Windows {
     pub(super) fn adapt(&mut self, connection: &mut impl Windowed, driver: &Waker) -> bool {
         self.account();
         self.backlog.note_driver(driver);
-        if self.backlog.0.slow.borrow().is_empty() && self.is_settled() {
+        let is_settled = self.backlog.0.slow.borrow().is_empty() && self.is_settled();
+        (!is_settled && self.follow(self.backlog.held(), connection)) || self.unblock(connection)
+    }
+
+    /// A smaller window of all streams takes from each what its peer has left, down to below nothing. The library gives a
+    /// stream its window back when an app takes something, if it is worth it then; what was not, in a large window, may be
+    /// all there is in a small one, and if the app has taken everything, it never takes anything again. So once the peer
+    /// has accepted the smaller window, which shows in that the next change is taken, all streams are looked at again.
+    fn unblock(&mut self, connection: &mut impl Windowed) -> bool {
+        if !self.shrunk || !connection.resize_streams(self.now.stream) {
             return false;
         }
-        let held = self.backlog.held();
-        self.follow(held, connection)
+        self.shrunk = false;
+        self.backlog.look_again();
+        true
     }
 
     /// What was taken is announced again, but only up to the tunnel's present window.
@@ -279,6 +303,10 @@ impl Windows {
         };
         if resize {
             if connection.resize_streams(right.stream) {
+                let is_smaller = right.stream < self.now.stream;
+                if mem::replace(&mut self.shrunk, is_smaller) {
+                    self.backlog.look_again();
+                }
                 self.now.stream = right.stream;
                 changed = true;
             } else if right.stream < self.now.stream {

@@ -3,6 +3,7 @@
 use std::future::{pending, poll_fn};
 
 use bytes::Bytes;
+use tokio::task::yield_now;
 
 use super::*;
 use crate::relay::Far as _;
@@ -343,5 +344,48 @@ fn a_tunnel_without_room_gets_no_new_streams() {
             }
         }
         assert_eq!(client.pool.len(), 4);
+    });
+}
+
+/// Takes what comes, each time a part, a moment after it came.
+async fn read_in_parts(stream: &mut Stream) -> usize {
+    let mut received = 0;
+    while let Some(data) = poll_fn(|cx| stream.poll_data(cx)).await.unwrap() {
+        for part in data.chunks(20_000) {
+            yield_now().await;
+            stream.release(part.len());
+        }
+        received += data.len();
+    }
+    received
+}
+
+/// The window of streams becomes smaller than what some have received and taken of the former one.
+#[test]
+fn nobody_is_left_behind_when_windows_get_smaller() {
+    const STREAMS: usize = 100;
+    run(async {
+        let ca = TestCa::new("one");
+        let settings = TunnelSettings {
+            connection_window: MIB as u32,
+            ..TunnelSettings::default()
+        };
+        let serve = |request| async move {
+            let mut stream = open(request);
+            send_all(&mut stream, MIB).await;
+            stream.finish().unwrap();
+            read(&mut stream).await;
+        };
+        let server = Server::start(ca.credential(DB), settings.clone(), serve).await;
+        let client = Client::new(&ca, server.addr, DB, settings);
+        let streams = client.open_all(STREAMS).await;
+        let streams = streams.into_iter().map(|opened| opened.unwrap().stream);
+        let carry = async |stream: &mut Stream| {
+            stream.finish().unwrap();
+            read_in_parts(stream).await
+        };
+        for (_, received) in each(streams, carry).await {
+            assert_eq!(received, MIB);
+        }
     });
 }
