@@ -231,24 +231,30 @@ fn what_is_logged_changes_at_run_time_and_back() {
         let expected = format!("current log level is {expected}\n");
         assert_eq!((answer.status, answer.body), (200, expected));
     };
+    // A line is told after the connection has ended, so one that would not be may come after the level has changed.
+    const SILENT: usize = 10;
+    const LATE: usize = 3;
+    let silent = || (0..SILENT).for_each(|_| nonsense());
     now("", "info");
-    nonsense();
+    silent();
     now(
         "?level=ztunnel_node::admin:debug",
         "ztunnel_node::admin=debug,info",
     );
     nonsense();
-    eventually("the line is there", || lines() == 1);
+    eventually("the line is there", || lines() > 0);
     now("?reset", "info");
-    nonsense();
+    silent();
+    assert!(lines() <= 1 + LATE, "{}", node.log());
+    let before = lines();
     now("?level=debug", "debug");
     nonsense();
-    eventually("the next line is there", || lines() == 2);
+    eventually("the next line is there", || lines() > before);
     let refused = ask(node, "POST /logging?level=loud");
     assert_eq!(refused.status, 400);
     assert!(refused.body.starts_with("Invalid level provided: "));
     now("?level=info&reset", "info");
-    assert_eq!(lines(), 2);
+    assert!(lines() <= before + 1 + LATE, "{}", node.log());
 }
 
 #[test]

@@ -317,12 +317,12 @@ impl Attempt {
                     let refused = matches!(told, Told::Refused { .. });
                     app_over = refused || matches!(told, Told::Ended { .. });
                     self.told(told);
-                    if refused {
+                    if self.evidence.app.forbidden {
                         return;
                     }
                     // If it was not captured it is connected with the destination itself, or with nobody, and the proxy
-                    // has nothing to tell.
-                    if !self.evidence.captured {
+                    // has nothing to tell. What the proxy refuses at once fails like a connect that nobody took.
+                    if refused || !self.evidence.captured {
                         until = deadline.min(Instant::now() + ANSWER);
                     }
                 }
