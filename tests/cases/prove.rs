@@ -51,7 +51,7 @@ fn prove(node: &Node, more: &[&str]) -> (Value, String) {
     let json: Value = serde_json::from_str(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
     let proven = json["proven"] == true;
     for code in [table.status.code(), output.status.code()] {
-        assert_eq!(code, Some(i32::from(!proven)), "{json:#}");
+        assert_eq!(code, Some(i32::from(!proven)), "{}\n{json:#}", table.stdout);
     }
     let judged = match proven {
         true => "VERDICT   PROVEN\n".to_owned(),

@@ -330,16 +330,29 @@ impl Attempt {
             }
         }
         let proxy = self.evidence.proxy.as_ref();
+        // The proxy may have told that it is connected before the app has.
+        if proxy.is_some_and(|proxy| proxy.connected) && self.evidence.app.from.is_none() {
+            self.hear(child).await;
+        }
+        let proxy = self.evidence.proxy.as_ref();
         let tunneled = proxy.is_some_and(|proxy| proxy.connected && proxy.protocol != "TCP");
         if let Some(text) = self.text.clone() {
-            let sent = tunneled && child.send(&text).await.is_ok();
+            let can_send = tunneled && self.evidence.app.from.is_some();
+            let sent = can_send && child.send(&text).await.is_ok();
             self.evidence.text = Some(Text {
                 bytes: text.len() as u64,
                 sent,
             });
-            if sent && let Ok(Ok(told)) = timeout(ANSWER, child.told()).await {
-                self.told(told);
+            if sent {
+                self.hear(child).await;
             }
+        }
+    }
+
+    /// Waits for what the app says next, in vain where it says nothing.
+    async fn hear(&mut self, child: &mut Child) {
+        if let Ok(Ok(told)) = timeout(ANSWER, child.told()).await {
+            self.told(told);
         }
     }
 
