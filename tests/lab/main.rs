@@ -10,6 +10,8 @@ mod control_plane;
 mod hbone;
 #[cfg(test)]
 mod network;
+#[cfg(test)]
+mod programs;
 
 /// Two pods on different nodes, one more on the first, and a service.
 const SHOP: &str = "

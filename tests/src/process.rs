@@ -16,6 +16,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use crate::error::{Doing, LabError, Result};
@@ -313,15 +314,42 @@ impl Process {
         self.stdin = None;
     }
 
-    /// Sends it a signal.
+    /// Sends it a signal. After SIGSTOP it has stopped.
     ///
     /// # Errors
-    /// When it is gone.
+    /// When it is gone, or does not stop in time.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         if !self.is_running() {
             return Err(LabError::new(format!("`{}` has already ended", self.shown)));
         }
-        kill(self.group.pid(), signal).doing(|| format!("send {signal} to `{}`", self.shown))
+        kill(self.group.pid(), signal).doing(|| format!("send {signal} to `{}`", self.shown))?;
+        if signal == Signal::SIGSTOP {
+            self.wait_until_stopped()?;
+        }
+        Ok(())
+    }
+
+    /// Its threads go on after the signal was sent, on a busy machine for many milliseconds: until the one that the kernel
+    /// chose to take it has had a processor, and then each until it has heard of it.
+    fn wait_until_stopped(&self) -> Result<()> {
+        const WITHIN: Duration = Duration::from_secs(10);
+        // Its end is for the child's handle to see.
+        let what = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let deadline = Instant::now() + WITHIN;
+        loop {
+            let status = waitid(Id::Pid(self.group.pid()), what)
+                .doing(|| format!("wait until `{}` has stopped", self.shown))?;
+            if status != WaitStatus::StillAlive {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let shown = &self.shown;
+                return Err(LabError::new(format!(
+                    "`{shown}` was not stopped within {WITHIN:?}"
+                )));
+            }
+            thread::sleep(Duration::from_micros(100));
+        }
     }
 
     /// Whether it still runs.
