@@ -72,11 +72,12 @@ fn a_check_tells_what_went_wrong() {
         .check_at((web.v4().unwrap(), Service::Reset.port()).into(), &check)
         .unwrap();
     assert_eq!((wrong.outcome, wrong.connected), (Outcome::Reset, true));
-    let hasty = Check::echo("hello").timeout(Duration::from_millis(300));
+    let hasty = Check::echo("hello").timeout(Duration::from_secs(1));
     let silent = client
         .check_at((web.v4().unwrap(), Service::Sink.port()).into(), &hasty)
         .unwrap();
     assert_eq!(silent.outcome, Outcome::TimedOut);
+    assert_eq!((silent.connected, silent.sent), (true, 5), "{silent:?}");
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::ExitCode;
-use std::sync::Barrier;
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,45 @@ use crate::proxy_header;
 use crate::read::read;
 use crate::server::{BANNER, DOWN_SEED, SOURCE_BYTES, UP_SEED, canonical};
 
-/// What is known so far, and how it ended.
+/// How it ended.
 type Checked = Result<(), Failure>;
+
+/// What is known so far, also to whoever no longer waits for the end.
+#[derive(Clone)]
+struct Known(Arc<Mutex<Report>>);
+
+impl Known {
+    fn nothing() -> Self {
+        Self(Arc::new(Mutex::new(Report {
+            outcome: Outcome::Failed,
+            detail: String::new(),
+            connected: false,
+            local: None,
+            peer: None,
+            seen_as: None,
+            sent: 0,
+            received: 0,
+            good: 0,
+            elapsed_ms: 0,
+        })))
+    }
+
+    fn note<T>(&self, note: impl FnOnce(&mut Report) -> T) -> T {
+        note(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn report(&self, checked: Checked) -> Report {
+        let mut report = self.note(|report| report.clone());
+        match checked {
+            Ok(()) => report.outcome = Outcome::Good,
+            Err(failure) => {
+                report.outcome = failure.outcome;
+                report.detail = failure.detail;
+            }
+        }
+        report
+    }
+}
 
 struct Failure {
     outcome: Outcome,
@@ -61,20 +98,22 @@ impl Failure {
 pub(crate) fn check(to: SocketAddr, options: Options) -> ExitCode {
     let (started, timeout) = (Instant::now(), options.timeout());
     let (tx, rx) = channel();
-    // The check may hang in a way no socket timeout covers; then the report is written without it.
+    let known = Known::nothing();
+    let checking = known.clone();
+    // The check may hang in a way no socket timeout covers; then the report says how far it came.
     thread::spawn(move || {
-        let mut report = empty_report();
         let checked = if options.parallel > 1 {
-            parallel(to, &options, &mut report)
+            parallel(to, &options, &checking)
         } else {
-            single(to, &options, &mut report)
+            single(to, &options, &checking)
         };
-        drop(tx.send(finish(report, checked)));
+        drop(tx.send(checked));
     });
-    let mut report = rx.recv_timeout(timeout).unwrap_or_else(|_| {
-        let late = Failure::new(Outcome::TimedOut, format!("not done after {timeout:?}"));
-        finish(empty_report(), Err(late))
+    let checked = rx.recv_timeout(timeout).unwrap_or_else(|_| {
+        let late = format!("not done after {timeout:?}");
+        Err(Failure::new(Outcome::TimedOut, late))
     });
+    let mut report = known.report(checked);
     report.elapsed_ms = millis(started.elapsed());
     print(&report);
     if report.outcome == Outcome::Good {
@@ -92,20 +131,20 @@ pub(crate) fn hold(to: SocketAddr, options: Options) -> ExitCode {
         stream.set_write_timeout(per_exchange)?;
         Ok(stream)
     });
-    let mut report = empty_report();
+    let known = Known::nothing();
     let mut stream = match opened {
         Ok(stream) => stream,
         Err(err) => {
-            print(&finish(report, Err(err.into())));
+            print(&known.report(Err(err.into())));
             return ExitCode::FAILURE;
         }
     };
-    note_addresses(&stream, &mut report);
-    print(&finish(report.clone(), Ok(())));
+    note_addresses(&stream, &known);
+    print(&known.report(Ok(())));
     for line in io::stdin().lines().map_while(Result::ok) {
         let started = Instant::now();
-        let exchanged = exchange(&mut stream, &line, &mut report);
-        let mut done = finish(report.clone(), exchanged);
+        let exchanged = exchange(&mut stream, &line, &known);
+        let mut done = known.report(exchanged);
         done.elapsed_ms = millis(started.elapsed());
         print(&done);
     }
@@ -113,51 +152,51 @@ pub(crate) fn hold(to: SocketAddr, options: Options) -> ExitCode {
         .shutdown(Shutdown::Write)
         .map_err(Failure::from)
         .and_then(|()| expect_end(&mut stream));
-    print(&finish(report, ended));
+    print(&known.report(ended));
     ExitCode::SUCCESS
 }
 
-fn single(to: SocketAddr, options: &Options, report: &mut Report) -> Checked {
+fn single(to: SocketAddr, options: &Options, known: &Known) -> Checked {
     let mut stream = options.open(to)?;
-    note_addresses(&stream, report);
+    note_addresses(&stream, known);
     match options.service {
         Service::Echo => {
-            exchange(&mut stream, &options.text, report)?;
+            exchange(&mut stream, &options.text, known)?;
             end_both(&mut stream)?;
         }
         Service::Banner => {
             // Nothing is sent before the server has spoken.
-            expect(&mut stream, BANNER, report)?;
-            exchange(&mut stream, &options.text, report)?;
+            expect(&mut stream, BANNER, known)?;
+            exchange(&mut stream, &options.text, known)?;
             end_both(&mut stream)?;
         }
         Service::Sink => {
             Pattern::new(UP_SEED).write(&mut stream, options.up)?;
-            report.sent += options.up;
+            known.note(|report| report.sent += options.up);
             end_both(&mut stream)?;
         }
         Service::Source => {
             Pattern::new(DOWN_SEED).check(&mut stream, SOURCE_BYTES)?;
-            report.received += SOURCE_BYTES;
+            known.note(|report| report.received += SOURCE_BYTES);
             expect_end(&mut stream)?;
         }
         Service::AfterFin => {
-            send(&mut stream, options.text.as_bytes(), report)?;
+            send(&mut stream, options.text.as_bytes(), known)?;
             stream.shutdown(Shutdown::Write)?;
             let expected = format!("got {} bytes\n", options.text.len());
-            expect(&mut stream, expected.as_bytes(), report)?;
+            expect(&mut stream, expected.as_bytes(), known)?;
             expect_end(&mut stream)?;
         }
         Service::EarlyFin => {
-            expect(&mut stream, BANNER, report)?;
+            expect(&mut stream, BANNER, known)?;
             expect_end(&mut stream)?;
             // The server's half is over; ours is not.
             Pattern::new(UP_SEED).write(&mut stream, options.up)?;
-            report.sent += options.up;
+            known.note(|report| report.sent += options.up);
             stream.shutdown(Shutdown::Write)?;
         }
         Service::Reset => {
-            send(&mut stream, b"x", report)?;
+            send(&mut stream, b"x", known)?;
             return match read(&mut stream, &mut [0; 1]) {
                 Err(err) if outcome(&err) == Outcome::Reset => Ok(()),
                 Err(err) => Err(err.into()),
@@ -167,30 +206,31 @@ fn single(to: SocketAddr, options: &Options, report: &mut Report) -> Checked {
         Service::Peer => {
             let mut line = String::new();
             BufReader::new(&stream).read_line(&mut line)?;
-            report.received += line.len() as u64;
-            report.seen_as =
-                Some(line.trim().parse().map_err(|_| {
-                    Failure::new(Outcome::Wrong, format!("`{line}` is no address"))
-                })?);
+            known.note(|report| report.received += line.len() as u64);
+            let seen_as = line
+                .trim()
+                .parse()
+                .map_err(|_| Failure::new(Outcome::Wrong, format!("`{line}` is no address")))?;
+            known.note(|report| report.seen_as = Some(seen_as));
         }
-        Service::Duplex => duplex(&mut stream, options, report)?,
+        Service::Duplex => duplex(&mut stream, options, known)?,
         Service::Proxied => {
-            send(&mut stream, proxy_header::SAMPLE, report)?;
+            send(&mut stream, proxy_header::SAMPLE, known)?;
             let said = format!(
                 "{} at {}\n",
                 proxy_header::SAMPLE_SAYS,
                 canonical(stream.local_addr()?)
             );
-            expect(&mut stream, said.as_bytes(), report)?;
-            exchange(&mut stream, &options.text, report)?;
+            expect(&mut stream, said.as_bytes(), known)?;
+            exchange(&mut stream, &options.text, known)?;
             end_both(&mut stream)?;
         }
     }
-    report.good = 1;
+    known.note(|report| report.good = 1);
     Ok(())
 }
 
-fn duplex(stream: &mut TcpStream, options: &Options, report: &mut Report) -> Checked {
+fn duplex(stream: &mut TcpStream, options: &Options, known: &Known) -> Checked {
     let mut writer = stream.try_clone()?;
     let (up, down) = (options.up, options.down);
     let sending = thread::spawn(move || {
@@ -199,11 +239,11 @@ fn duplex(stream: &mut TcpStream, options: &Options, report: &mut Report) -> Che
         writer.shutdown(Shutdown::Write)
     });
     Pattern::new(DOWN_SEED).check(stream, down)?;
-    report.received += down;
+    known.note(|report| report.received += down);
     sending
         .join()
         .map_err(|_| Failure::new(Outcome::Failed, "the sender panicked"))??;
-    report.sent += up;
+    known.note(|report| report.sent += up);
     let mut verdict = [0];
     stream.read_exact(&mut verdict)?;
     if verdict != *b"+" {
@@ -216,7 +256,7 @@ fn duplex(stream: &mut TcpStream, options: &Options, report: &mut Report) -> Che
 }
 
 /// All connections are open before the first is used, and used before the first is closed.
-fn parallel(to: SocketAddr, options: &Options, report: &mut Report) -> Checked {
+fn parallel(to: SocketAddr, options: &Options, known: &Known) -> Checked {
     let count = options.parallel;
     let stage = Barrier::new(count as usize);
     let stage = &stage;
@@ -226,10 +266,10 @@ fn parallel(to: SocketAddr, options: &Options, report: &mut Report) -> Checked {
                 scope.spawn(move || {
                     let opened = options.open(to);
                     stage.wait();
-                    let mut unused = empty_report();
+                    let unused = Known::nothing();
                     let exchanged = opened.map_err(Failure::from).and_then(|mut stream| {
                         let text = format!("{} {number}", options.text);
-                        exchange(&mut stream, &text, &mut unused)?;
+                        exchange(&mut stream, &text, &unused)?;
                         Ok(stream)
                     });
                     stage.wait();
@@ -246,31 +286,29 @@ fn parallel(to: SocketAddr, options: &Options, report: &mut Report) -> Checked {
             })
             .collect()
     });
-    report.connected = true;
-    report.good = results
-        .iter()
-        .filter(|result| result.is_ok())
-        .count()
-        .try_into()
-        .unwrap_or(0);
+    let good = results.iter().filter(|result| result.is_ok()).count();
+    known.note(|report| {
+        report.connected = true;
+        report.good = good.try_into().unwrap_or(0);
+    });
     results.into_iter().collect()
 }
 
-fn exchange(stream: &mut TcpStream, text: &str, report: &mut Report) -> Checked {
-    send(stream, text.as_bytes(), report)?;
-    expect(stream, text.as_bytes(), report)
+fn exchange(stream: &mut TcpStream, text: &str, known: &Known) -> Checked {
+    send(stream, text.as_bytes(), known)?;
+    expect(stream, text.as_bytes(), known)
 }
 
-fn send(stream: &mut TcpStream, bytes: &[u8], report: &mut Report) -> Checked {
+fn send(stream: &mut TcpStream, bytes: &[u8], known: &Known) -> Checked {
     stream.write_all(bytes)?;
-    report.sent += bytes.len() as u64;
+    known.note(|report| report.sent += bytes.len() as u64);
     Ok(())
 }
 
-fn expect(stream: &mut TcpStream, bytes: &[u8], report: &mut Report) -> Checked {
+fn expect(stream: &mut TcpStream, bytes: &[u8], known: &Known) -> Checked {
     let mut got = vec![0; bytes.len()];
     stream.read_exact(&mut got)?;
-    report.received += bytes.len() as u64;
+    known.note(|report| report.received += bytes.len() as u64);
     if got == bytes {
         return Ok(());
     }
@@ -290,36 +328,12 @@ fn expect_end(stream: &mut TcpStream) -> Checked {
     }
 }
 
-fn note_addresses(stream: &TcpStream, report: &mut Report) {
-    report.connected = true;
-    report.local = stream.local_addr().ok();
-    report.peer = stream.peer_addr().ok();
-}
-
-fn empty_report() -> Report {
-    Report {
-        outcome: Outcome::Failed,
-        detail: String::new(),
-        connected: false,
-        local: None,
-        peer: None,
-        seen_as: None,
-        sent: 0,
-        received: 0,
-        good: 0,
-        elapsed_ms: 0,
-    }
-}
-
-fn finish(mut report: Report, checked: Checked) -> Report {
-    match checked {
-        Ok(()) => report.outcome = Outcome::Good,
-        Err(failure) => {
-            report.outcome = failure.outcome;
-            report.detail = failure.detail;
-        }
-    }
-    report
+fn note_addresses(stream: &TcpStream, known: &Known) {
+    known.note(|report| {
+        report.connected = true;
+        report.local = stream.local_addr().ok();
+        report.peer = stream.peer_addr().ok();
+    });
 }
 
 fn millis(time: Duration) -> u64 {
