@@ -150,7 +150,7 @@ async fn serve_tunnel(
     }
 }
 
-async fn make_tunnel(inner: &Inner, accepted: TcpStream) -> Result<Incoming, TunnelRefused> {
+async fn make_tunnel(inner: &Inner, accepted: TcpStream) -> Result<Box<Incoming>, TunnelRefused> {
     let mut place = inner.handshakes.begin().ok_or(TunnelRefused::TooMany)?;
     let making = async {
         let workload = inner.pod.workload().await?;

@@ -188,7 +188,7 @@ mod tests {
             size_of::<F>()
         }
         for (bytes, most) in [
-            (size(Inbound::serve_hbone), 10 * 1024),
+            (size(Inbound::serve_hbone), 1280),
             (size(Inbound::serve_plaintext), 2560),
             (hbone::stream_size(), 3584),
         ] {

@@ -292,7 +292,7 @@ pub(super) async fn dial(
     settings: &TunnelSettings,
     connect_timeout: Duration,
     metrics: &Arc<PoolMetrics>,
-) -> Result<(Rc<Tunnel>, Driver<TcpStream>), DialError> {
+) -> Result<(Rc<Tunnel>, Box<Driver<TcpStream>>), DialError> {
     let tcp = timeout(connect_timeout, connect)
         .await
         .map_err(|_| DialError::Timeout {
@@ -313,7 +313,7 @@ pub(super) async fn handshake<IO: Io>(
     settings: &TunnelSettings,
     cut: Cut,
     metrics: &Arc<PoolMetrics>,
-) -> Result<(Rc<Tunnel>, Driver<IO>), DialError> {
+) -> Result<(Rc<Tunnel>, Box<Driver<IO>>), DialError> {
     let no_tls = |source| DialError::Tls { peer, source };
     let config = credential.client_config(expected);
     let tls = tls::connect(config, io, settings.handshake_timeout)
@@ -349,14 +349,15 @@ pub(super) async fn handshake<IO: Io>(
         metrics: Arc::clone(metrics),
         counted: Cell::new(false),
     };
-    let driver = Driver {
+    // It goes from hand to hand, and each future on the way would have room for it.
+    let driver = Box::new(Driver {
         peer,
         connection,
         keepalive,
         idle_release: settings.idle_release,
         revocation,
         windows,
-    };
+    });
     Ok((Rc::new(tunnel), driver))
 }
 
@@ -364,7 +365,7 @@ impl<IO: Io> Driver<IO> {
     /// Moves the tunnel's frames until it is closed, by the peer or because nobody refers to it any more. Calls
     /// `release` when the pool should let go of it.
     pub(super) async fn run(
-        mut self,
+        mut self: Box<Self>,
         tunnel: Weak<Tunnel>,
         shutdown: Shutdown,
         mut release: impl FnMut(),

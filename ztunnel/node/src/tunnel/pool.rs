@@ -369,12 +369,12 @@ impl Pool {
             key: key.clone(),
         };
         let (credential, expected) = (Arc::clone(&to.credential), Arc::clone(&to.expected));
-        // Boxed: the futures of a TLS handshake are large, and tasks of a group are moved around.
-        self.0.tasks.spawn(Box::pin(async move {
+        // Boxed: the futures of a TLS handshake are large, and what is left of the task lasts as long as the tunnel.
+        self.0.tasks.spawn(async move {
             let pool = Rc::clone(&attempt.pool);
             let key = attempt.key.clone();
             let (settings, started) = (&pool.settings, Instant::now());
-            let dialed = dial(
+            let dialed = Box::pin(dial(
                 key.peer,
                 connect,
                 &credential,
@@ -382,7 +382,7 @@ impl Pool {
                 settings,
                 connect_timeout,
                 &pool.metrics,
-            )
+            ))
             .await;
             // Kept no longer than needed: the roots it came with are trusted as long as it is there.
             drop(credential);
@@ -429,7 +429,7 @@ impl Pool {
                 }
             };
             driver.run(weak.clone(), shutdown, release).await;
-        }));
+        });
         Ok(dialing)
     }
 

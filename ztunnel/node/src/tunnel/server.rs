@@ -79,7 +79,7 @@ pub async fn accept(
     tcp: TcpStream,
     credential: &Credential,
     settings: &TunnelSettings,
-) -> Result<Incoming, AcceptError> {
+) -> Result<Box<Incoming>, AcceptError> {
     let after = settings.handshake_timeout;
     let tls = tls::accept(credential.server_config(), tcp, after)
         .await
@@ -96,7 +96,8 @@ pub async fn accept(
         .ping_pong()
         .map(|ping| Keepalive::new(ping, settings));
     let backlog = Backlog::default();
-    Ok(Incoming {
+    // It goes from hand to hand, and each future on the way would have room for it.
+    Ok(Box::new(Incoming {
         connection,
         windows: Windows::new(settings, settings.served_streams, backlog.clone()),
         backlog,
@@ -105,7 +106,7 @@ pub async fn accept(
         facts,
         revocation,
         cut: Cut::default(),
-    })
+    }))
 }
 
 impl Incoming {
@@ -121,7 +122,7 @@ impl Incoming {
     /// # Errors
     /// When it broke.
     pub async fn run(
-        mut self,
+        mut self: Box<Self>,
         shutdown: &Shutdown,
         mut serve: impl FnMut(Box<Request>),
     ) -> Result<(), TunnelError> {
