@@ -200,8 +200,8 @@ async fn relayed() {
             peers.extend([app, client]);
             let record = pod.admit(&policies, "a");
             ends.push(spawn_local(async move {
-                let [app, far] = [ours, accepted].map(ResetOnDrop::new);
-                let joined = join_tcp(app, far, record.traffic());
+                let [mut app, mut far] = [ours, accepted].map(ResetOnDrop::new);
+                let joined = join_tcp(&mut app, &mut far, record.traffic());
                 assert!(record.unless_cut(joined).await.is_err());
             }));
         }

@@ -2,11 +2,12 @@
 
 use std::cell::RefMut;
 use std::error::Error;
-use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
+
+use pin_project_lite::pin_project;
 
 use ztunnel_mesh::Refusal;
 use ztunnel_mesh::addr::AppAddr;
@@ -50,6 +51,33 @@ pub struct Record {
     ended: bool,
 }
 
+pin_project! {
+    /// Work that ends when its connection is cut. As an async function it would have room for the work twice.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct UnlessCut<'a, F> {
+        record: &'a Record,
+        #[pin]
+        work: F,
+    }
+}
+
+impl<F: Future> Future for UnlessCut<'_, F> {
+    type Output = Result<F::Output, Cut>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        match &mut *this.record.connection.state.borrow_mut() {
+            State::Cut(cut) => return Poll::Ready(Err(cut.clone())),
+            State::Open(waker) => {
+                if !waker.as_ref().is_some_and(|old| old.will_wake(cx.waker())) {
+                    *waker = Some(cx.waker().clone());
+                }
+            }
+        }
+        this.work.poll(cx).map(Ok)
+    }
+}
+
 impl Record {
     pub(super) fn new(registry: Rc<Registry>, connection: Rc<Connection>) -> Self {
         Self {
@@ -80,22 +108,8 @@ impl Record {
     ///
     /// # Errors
     /// When it was cut.
-    pub async fn unless_cut<T>(&self, work: impl Future<Output = T>) -> Result<T, Cut> {
-        let cut = poll_fn(|cx| match &mut *self.connection.state.borrow_mut() {
-            State::Cut(cut) => Poll::Ready(cut.clone()),
-            State::Open(waker) => {
-                if !waker.as_ref().is_some_and(|old| old.will_wake(cx.waker())) {
-                    *waker = Some(cx.waker().clone());
-                }
-                Poll::Pending
-            }
-        });
-        let work = pin!(work);
-        tokio::select! {
-            biased;
-            cut = cut => Err(cut),
-            done = work => Ok(done),
-        }
+    pub fn unless_cut<F: Future>(&self, work: F) -> UnlessCut<'_, F> {
+        UnlessCut { record: self, work }
     }
 
     /// Both ends are known now: it is counted as opened.

@@ -2,14 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tracing::field::display;
-use tracing::{debug, debug_span};
+use tracing::{Span, debug, debug_span};
 use ztunnel_hbone::{Authority, ProxyHeader};
 use ztunnel_mesh::Workload;
 use ztunnel_mesh::addr::{AppAddr, ClientAddr, HboneAddr};
@@ -26,7 +25,7 @@ use crate::relay::{self, ResetOnDrop};
 use crate::state::LOOKUP_WAIT;
 use crate::telemetry::{Counting, Direction, Party, within};
 use crate::tls::HandshakeError;
-use crate::tunnel::{AcceptError, Incoming, Request, TunnelError, TunnelFacts, accept};
+use crate::tunnel::{AcceptError, Incoming, Request, Stream, TunnelError, TunnelFacts, accept};
 
 /// Questions that one address may need: whose it is, and what the waypoints of those are; hardly ever more than one.
 const MOST_LOOKUPS: usize = 4;
@@ -80,8 +79,7 @@ pub(super) async fn serve(
     local: SocketAddr,
 ) {
     let span = debug_span!("tunnel", src = %client, dst = %local, pod = %inner.pod.name);
-    let served = pin!(serve_tunnel(inner, accepted, client, local));
-    within(span, served).await;
+    within(span, serve_tunnel(inner, accepted, client, local)).await;
 }
 
 async fn serve_tunnel(
@@ -132,11 +130,8 @@ async fn serve_tunnel(
     });
     let ended = incoming
         .run(&inner.shutdown, |request| {
-            let (inner, tunnel) = (Rc::clone(inner), Rc::clone(&tunnel));
-            let tasks = inner.tasks.clone();
-            tasks.spawn(Box::pin(async move {
-                serve_stream(&inner, &tunnel, request).await;
-            }));
+            let stream = serve_stream(Rc::clone(inner), Rc::clone(&tunnel), request);
+            inner.tasks.spawn(stream);
         })
         .await;
     match ended {
@@ -163,7 +158,27 @@ async fn make_tunnel(inner: &Inner, accepted: TcpStream) -> Result<Box<Incoming>
     }
 }
 
-async fn serve_stream(inner: &Inner, tunnel: &Tunnel, request: Box<Request>) {
+#[expect(
+    clippy::manual_async_fn,
+    reason = "it would have room for its arguments twice, for as long as the stream lasts"
+)]
+fn serve_stream(
+    inner: Rc<Inner>,
+    tunnel: Rc<Tunnel>,
+    request: Box<Request>,
+) -> impl Future<Output = ()> {
+    async move {
+        let (record, span) = begin(&inner, &tunnel, &request);
+        // Large, and over long before the stream is.
+        let opening = Box::pin(open(&inner, &tunnel, &record, request));
+        match within(span, carry(&record, opening)).await {
+            Ok(()) => record.complete(),
+            Err(err) => record.failed(err.reason(), err),
+        }
+    }
+}
+
+fn begin(inner: &Inner, tunnel: &Tunnel, request: &Request) -> (Record, Span) {
     let record = inner
         .pod
         .connections
@@ -176,30 +191,40 @@ async fn serve_stream(inner: &Inner, tunnel: &Tunnel, request: Box<Request>) {
         facts.tls_cipher = Some(tunnel.facts.tls.cipher);
         facts.tls_key_exchange = Some(tunnel.facts.tls.key_exchange);
     }
-    let span = {
-        let asked = request.asked().ok();
-        let dst = asked.map(|asked| display(&asked.authority));
-        let trace = asked.and_then(|asked| asked.trace.as_ref());
-        let trace = trace.map(|trace| display(trace.trace_id()));
-        debug_span!("inbound", src = %tunnel.client, dst, pod = %inner.pod.name, trace)
-    };
-    let carried = {
-        let carried = pin!(carry(inner, tunnel, &record, request));
-        within(span, carried).await
-    };
-    match carried {
-        Ok(()) => record.complete(),
-        Err(err) => record.failed(err.reason(), err),
-    }
+    let asked = request.asked().ok();
+    let dst = asked.map(|asked| display(&asked.authority));
+    let trace = asked.and_then(|asked| asked.trace.as_ref());
+    let trace = trace.map(|trace| display(trace.trace_id()));
+    let span = debug_span!("inbound", src = %tunnel.client, dst, pod = %inner.pod.name, trace);
+    (record, span)
 }
 
-/// A stream that is cut before the app accepted is answered, one that is cut later is reset.
 async fn carry(
+    record: &Record,
+    opening: impl Future<Output = Result<(ResetOnDrop, Stream), InboundError>>,
+) -> Result<(), InboundError> {
+    let (mut app, stream) = opening.await?;
+    let joined = {
+        let mut halves = app.split();
+        let joined = relay::join(&mut halves, stream, record.traffic());
+        record.unless_cut(joined).await
+    };
+    if let Ok(Ok(())) = joined {
+        app.close();
+    }
+    let (bytes_out, bytes_in) = (record.traffic().sent(), record.traffic().received());
+    debug!(bytes_out, bytes_in, "relay ended");
+    Ok(joined??)
+}
+
+/// Reaches the app, and opens the stream. One that is cut before the app accepted is answered, one that is cut later is
+/// reset.
+async fn open(
     inner: &Inner,
     tunnel: &Tunnel,
     record: &Record,
     mut request: Box<Request>,
-) -> Result<(), InboundError> {
+) -> Result<(ResetOnDrop, Stream), InboundError> {
     let asked = request.asked().map_err(Clone::clone);
     let reached = match asked {
         Err(err) => Err(InboundError::BadConnect(err)),
@@ -212,7 +237,7 @@ async fn carry(
                 facts.authority = Some(asked.authority.clone());
             }
             let authority = authority(&asked.authority);
-            let reaching = Box::pin(reach(inner, tunnel, record, &authority));
+            let reaching = reach(inner, tunnel, record, &authority);
             tokio::select! {
                 reached = record.unless_cut(reaching) => {
                     reached.unwrap_or_else(|cut| Err(cut.into()))
@@ -234,20 +259,15 @@ async fn carry(
         }
     };
     let told = inner.settings.response_baggage.then(|| baggage(&workload));
-    let opened = request.open(told.as_ref());
-    drop(workload);
-    let stream = opened.map_err(InboundError::ClientGone)?;
+    let stream = request
+        .open(told.as_ref())
+        .map_err(InboundError::ClientGone)?;
     record.connected();
     debug!(app = %at, "app accepted");
-    {
-        let introduced = pin!(introduce(inner, &mut app, at, &header));
-        record.unless_cut(introduced).await??;
-    }
-    let joined = pin!(relay::join(app, stream, record.traffic()));
-    let joined = record.unless_cut(joined).await;
-    let (bytes_out, bytes_in) = (record.traffic().sent(), record.traffic().received());
-    debug!(bytes_out, bytes_in, "relay ended");
-    Ok(joined??)
+    record
+        .unless_cut(introduce(inner, &mut app, at, &header))
+        .await??;
+    Ok((app, stream))
 }
 
 /// A stream whose app has accepted.
@@ -360,7 +380,7 @@ fn authority(asked: &Authority) -> inbound::Authority {
 /// What a stream takes for as long as it lasts.
 #[cfg(test)]
 pub(super) fn stream_size() -> usize {
-    fn size<'a, F: Future>(_: impl FnOnce(&'a Inner, &'a Tunnel, Box<Request>) -> F) -> usize {
+    fn size<F: Future>(_: impl FnOnce(Rc<Inner>, Rc<Tunnel>, Box<Request>) -> F) -> usize {
         size_of::<F>()
     }
     size(serve_stream)

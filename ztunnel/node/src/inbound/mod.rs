@@ -188,9 +188,9 @@ mod tests {
             size_of::<F>()
         }
         for (bytes, most) in [
-            (size(Inbound::serve_hbone), 1280),
-            (size(Inbound::serve_plaintext), 2560),
-            (hbone::stream_size(), 3584),
+            (size(Inbound::serve_hbone), 1024),
+            (size(Inbound::serve_plaintext), 1152),
+            (hbone::stream_size(), 400),
         ] {
             assert!(bytes <= most, "{bytes}, not {most}");
         }

@@ -2,7 +2,6 @@
 //! is allowed; such a client has no identity.
 
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
@@ -32,7 +31,7 @@ pub(super) async fn serve(
     let span = debug_span!("inbound", src = %client, dst = %local, pod = %inner.pod.name);
     let carried = {
         let accepted = ResetOnDrop::new(accepted);
-        let carried = pin!(carry(inner, &record, accepted, client, local));
+        let carried = carry(inner, &record, accepted, client, local);
         record.unless_cut(within(span, carried)).await
     };
     match carried {
@@ -45,17 +44,19 @@ pub(super) async fn serve(
 async fn carry(
     inner: &Inner,
     record: &Record,
-    accepted: ResetOnDrop,
+    mut accepted: ResetOnDrop,
     client: ClientAddr,
     local: SocketAddr,
 ) -> Result<(), InboundError> {
-    let app = tokio::select! {
-        app = reach(inner, record, client, local) => app?,
+    // Large, and over long before the connection is.
+    let reaching = Box::pin(reach(inner, record, client, local));
+    let mut app = tokio::select! {
+        app = reaching => app?,
         err = relay::broken(accepted.get()) => {
             return Err(InboundError::ClientGone(FarError::Broken(err)));
         }
     };
-    let joined = relay::join_tcp(app, accepted, record.traffic()).await;
+    let joined = relay::join_tcp(&mut app, &mut accepted, record.traffic()).await;
     let (bytes_out, bytes_in) = (record.traffic().sent(), record.traffic().received());
     debug!(bytes_out, bytes_in, "relay ended");
     Ok(joined?)

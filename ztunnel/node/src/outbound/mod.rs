@@ -11,7 +11,6 @@ mod resolve;
 use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -177,7 +176,7 @@ impl Decided {
 
 /// What the app is connected to.
 enum Reached {
-    Tcp(ResetOnDrop),
+    Tcp(Box<ResetOnDrop>),
     Stream(Stream),
 }
 
@@ -218,48 +217,72 @@ impl Outbound {
 
     /// Serves one connection until it ends. Its local address is where the app meant to connect. Dropping the future
     /// resets it.
-    pub async fn serve(&self, accepted: TcpStream) {
-        let (src, dst) = match (accepted.peer_addr(), accepted.local_addr()) {
+    pub fn serve(self: Rc<Self>, accepted: TcpStream) -> impl Future<Output = ()> {
+        // An async function would have room for its arguments twice, for as long as the connection lasts.
+        let mut app = ResetOnDrop::new(accepted);
+        async move {
+            let _open = self.pod.connections.socket(Direction::Outbound);
+            let Some((record, span, src, dst)) = self.begin(app.get()) else {
+                return;
+            };
+            let carrying = self.carry(&record, &mut app, src, dst);
+            let carried = record.unless_cut(within(span, carrying)).await;
+            drop(app);
+            match carried {
+                Ok(Ok(())) => record.complete(),
+                Ok(Err(err)) => record.failed(err.reason(), err),
+                Err(cut) => record.failed(cut.reason(), cut),
+            }
+        }
+    }
+
+    fn begin(&self, app: &TcpStream) -> Option<(Record, Span, ClientAddr, OrigDst)> {
+        let (src, dst) = match (app.peer_addr(), app.local_addr()) {
             (Ok(src), Ok(dst)) => (ClientAddr(canonical(src)), OrigDst(canonical(dst))),
             // Gone before we looked: there is nothing to tell about it.
             (Err(error), _) | (_, Err(error)) => {
-                return debug!(%error, "app gone before its connection was served");
+                debug!(%error, "app gone before its connection was served");
+                return None;
             }
         };
-        let _open = self.pod.connections.socket(Direction::Outbound);
         let record = self.pod.connections.start(Direction::Outbound, src);
         record.facts().dst_addr = Some(dst.0);
         let (pod, trace) = (&self.pod.name, Empty);
         let span = debug_span!("outbound", %src, %dst, %pod, trace);
-        let carried = {
-            let carried = pin!(self.carry(&record, ResetOnDrop::new(accepted), src, dst));
-            record.unless_cut(within(span, carried)).await
-        };
-        match carried {
-            Ok(Ok(())) => record.complete(),
-            Ok(Err(err)) => record.failed(err.reason(), err),
-            Err(cut) => record.failed(cut.reason(), cut),
-        }
+        Some((record, span, src, dst))
     }
 
-    async fn carry(
-        &self,
-        record: &Record,
-        app: ResetOnDrop,
+    fn carry<'a>(
+        &'a self,
+        record: &'a Record,
+        app: &'a mut ResetOnDrop,
         src: ClientAddr,
         dst: OrigDst,
-    ) -> Result<(), OutboundError> {
-        let reached = tokio::select! {
-            reached = Box::pin(self.reach(record, src, dst)) => reached?,
-            err = relay::broken(app.get()) => return Err(OutboundError::AppGone(err)),
-        };
-        let joined = match reached {
-            Reached::Tcp(far) => relay::join_tcp(app, far, record.traffic()).await,
-            Reached::Stream(far) => relay::join(app, far, record.traffic()).await,
-        };
-        let (bytes_out, bytes_in) = (record.traffic().sent(), record.traffic().received());
-        debug!(bytes_out, bytes_in, "relay ended");
-        Ok(joined?)
+    ) -> impl Future<Output = Result<(), OutboundError>> + 'a {
+        // Large, and over long before the connection is.
+        let reaching = Box::pin(self.reach(record, src, dst));
+        async move {
+            let reached = tokio::select! {
+                reached = reaching => reached?,
+                err = relay::broken(app.get()) => return Err(OutboundError::AppGone(err)),
+            };
+            let far = match reached {
+                Reached::Stream(far) => far,
+                // Mostly it is a stream, which takes less.
+                Reached::Tcp(mut far) => {
+                    let joined = relay::join_tcp(app, &mut far, record.traffic());
+                    return ended(record, Box::pin(joined).await);
+                }
+            };
+            let joined = {
+                let mut halves = app.split();
+                relay::join(&mut halves, far, record.traffic()).await
+            };
+            if joined.is_ok() {
+                app.close();
+            }
+            ended(record, joined)
+        }
     }
 
     async fn reach(
@@ -329,7 +352,8 @@ impl Outbound {
         match route {
             Route::Direct { to } => {
                 record.facts().next_hop = Some(to);
-                self.direct(to, within).await.map(Reached::Tcp)
+                let far = self.direct(to, within).await?;
+                Ok(Reached::Tcp(Box::new(far)))
             }
             Route::Hbone(route) => {
                 let opened = self.tunnel(record, src, workload, &route, within).await?;
@@ -490,6 +514,12 @@ fn request<'a>(
         network: None,
         trace,
     }
+}
+
+fn ended(record: &Record, joined: Result<(), RelayError>) -> Result<(), OutboundError> {
+    let (bytes_out, bytes_in) = (record.traffic().sent(), record.traffic().received());
+    debug!(bytes_out, bytes_in, "relay ended");
+    Ok(joined?)
 }
 
 /// A route for the log: what carries it, and where to.

@@ -345,8 +345,7 @@ impl ServedPod {
         let outbound = Rc::new(outbound);
         let inbound = this.inbound(&own, Offer::Apps, context);
         this.accept(outbound_listener, move |stream| {
-            let outbound = Rc::clone(&outbound);
-            async move { outbound.serve(stream).await }
+            Rc::clone(&outbound).serve(stream)
         });
         let plaintext = Rc::clone(&inbound);
         this.accept(plaintext_listener, move |stream| {

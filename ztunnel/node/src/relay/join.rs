@@ -1,19 +1,18 @@
 //! Moves the bytes of one connection until both directions have ended or something breaks.
 
-use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use tokio::net::TcpStream;
+use pin_project_lite::pin_project;
 use tokio::net::tcp::ReadHalf;
 use ztunnel_hbone::Received;
 use ztunnel_mesh::reason::Reason;
 
 use super::buffer::{self, LARGEST_READ};
 use super::far::{Far, FarError};
-use super::tcp::{ResetOnDrop, TcpFar, broken, poll_write_all, shutdown_write};
+use super::tcp::{Halves, ResetOnDrop, TcpFar, broken, poll_write_all, shutdown_write};
 use crate::telemetry::Traffic;
 
 /// How a relayed connection ended before its time. Both ends have been reset.
@@ -35,18 +34,27 @@ impl RelayError {
     }
 }
 
-/// Joins the app with a stream of a tunnel.
+/// Joins the app with a stream of a tunnel. Fails when one of them broke; otherwise both directions have ended in order,
+/// and the app's connection is to be closed.
 ///
-/// # Errors
-/// When one of them broke.
-pub async fn join(
-    mut app: ResetOnDrop,
-    far: impl Far,
-    traffic: &Traffic,
-) -> Result<(), RelayError> {
-    relay(app.get_mut(), far, traffic).await?;
-    app.close();
-    Ok(())
+/// Made of halves, since an async function that splits the app has room for all of its arguments twice, for as long as
+/// the connection lasts.
+pub fn join<'a>(
+    app: &'a mut Halves<'a>,
+    far: impl Far + 'a,
+    traffic: &'a Traffic,
+) -> impl Future<Output = Result<(), RelayError>> + 'a {
+    Relaying {
+        app_broken: broken(app.write.as_ref()),
+        relay: Relay {
+            app: &mut app.read,
+            far,
+            received: None,
+            out: Out::Idle,
+            into: In::Going,
+            traffic,
+        },
+    }
 }
 
 /// Joins the app with another TCP connection.
@@ -54,8 +62,8 @@ pub async fn join(
 /// # Errors
 /// When one of them broke.
 pub async fn join_tcp(
-    mut app: ResetOnDrop,
-    mut far: ResetOnDrop,
+    app: &mut ResetOnDrop,
+    far: &mut ResetOnDrop,
     traffic: &Traffic,
 ) -> Result<(), RelayError> {
     {
@@ -68,26 +76,29 @@ pub async fn join_tcp(
             broken,
             unsent: Bytes::new(),
         };
-        relay(app.get_mut(), far, traffic).await?;
+        let mut app = app.split();
+        join(&mut app, far, traffic).await?;
     }
     app.close();
     far.close();
     Ok(())
 }
 
-async fn relay(app: &mut TcpStream, far: impl Far, traffic: &Traffic) -> Result<(), RelayError> {
-    let (read, write) = app.split();
-    let app = write.as_ref();
-    let mut app_broken = pin!(broken(app));
-    let mut relay = Relay {
-        app,
-        app_read: read,
-        far,
-        out: Out::Idle,
-        into: In::Waiting,
-        traffic,
-    };
-    poll_fn(|cx| {
+pin_project! {
+    /// What a connection is for as long as it lasts.
+    struct Relaying<'a, F, B> {
+        relay: Relay<'a, F>,
+        #[pin]
+        app_broken: B,
+    }
+}
+
+impl<F: Far, B: Future<Output = io::Error>> Future for Relaying<'_, F, B> {
+    type Output = Result<(), RelayError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let relay = this.relay;
         // What has arrived from the peer goes to the app before a reset is looked at.
         if let Poll::Ready(Err(err)) = relay.poll_in(cx) {
             return Poll::Ready(Err(err));
@@ -98,12 +109,10 @@ async fn relay(app: &mut TcpStream, far: impl Far, traffic: &Traffic) -> Result<
         if matches!((&relay.out, &relay.into), (Out::Done, In::Done)) {
             return Poll::Ready(Ok(()));
         }
-        app_broken
-            .as_mut()
+        this.app_broken
             .poll(cx)
             .map(|err| Err(RelayError::App(err)))
-    })
-    .await
+    }
 }
 
 /// The direction from the app to the far end.
@@ -117,15 +126,15 @@ enum Out {
 
 /// The direction from the far end to the app.
 enum In {
-    Waiting,
-    Writing(Bytes),
+    Going,
     Done,
 }
 
 struct Relay<'a, F> {
-    app: &'a TcpStream,
-    app_read: ReadHalf<'a>,
+    app: &'a mut ReadHalf<'a>,
     far: F,
+    /// Not written to the app yet.
+    received: Option<Bytes>,
     out: Out,
     into: In,
     traffic: &'a Traffic,
@@ -134,19 +143,19 @@ struct Relay<'a, F> {
 impl<F: Far> Relay<'_, F> {
     fn poll_in(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RelayError>> {
         loop {
-            match &mut self.into {
-                In::Done => return Poll::Ready(Ok(())),
-                In::Writing(data) => {
+            match (&self.into, &mut self.received) {
+                (In::Done, _) => return Poll::Ready(Ok(())),
+                (In::Going, Some(data)) => {
                     let (far, traffic) = (&mut self.far, self.traffic);
-                    let written = poll_write_all(self.app, cx, data, |taken| {
+                    let written = poll_write_all(self.app.as_ref(), cx, data, |taken| {
                         far.release(taken);
                         traffic.add_received(taken);
                     });
                     ready!(written).map_err(RelayError::App)?;
-                    self.into = In::Waiting;
+                    self.received = None;
                 }
-                In::Waiting => match ready!(self.far.poll_data(cx)) {
-                    Ok(Some(data)) => self.into = In::Writing(data),
+                (In::Going, None) => match ready!(self.far.poll_data(cx)) {
+                    Ok(Some(data)) => self.received = Some(data),
                     Ok(None) => self.end_in()?,
                     Err(err) if is_end(&err) => self.end_in()?,
                     Err(err) => return Poll::Ready(Err(RelayError::Far(err))),
@@ -156,7 +165,7 @@ impl<F: Far> Relay<'_, F> {
     }
 
     fn end_in(&mut self) -> Result<(), RelayError> {
-        shutdown_write(self.app).map_err(RelayError::App)?;
+        shutdown_write(self.app.as_ref()).map_err(RelayError::App)?;
         self.into = In::Done;
         Ok(())
     }
@@ -178,7 +187,7 @@ impl<F: Far> Relay<'_, F> {
                 Out::Done => return Poll::Ready(Ok(())),
                 Out::Idle => {
                     ready!(self.far.poll_flush(cx)).map_err(RelayError::Far)?;
-                    match self.app.poll_read_ready(cx) {
+                    match self.app.as_ref().poll_read_ready(cx) {
                         Poll::Ready(ready) => ready.map_err(RelayError::App)?,
                         Poll::Pending => {
                             self.far.yield_capacity();
@@ -193,7 +202,7 @@ impl<F: Far> Relay<'_, F> {
                 Out::Readable => {
                     let room = ready!(self.far.poll_capacity(cx, LARGEST_READ))
                         .map_err(RelayError::Far)?;
-                    let read = buffer::poll_read(Pin::new(&mut self.app_read), cx, room);
+                    let read = buffer::poll_read(Pin::new(&mut *self.app), cx, room);
                     let Poll::Ready(read) = read else {
                         // Readiness was stale.
                         self.out = Out::Idle;

@@ -18,7 +18,7 @@ mod tcp;
 
 pub use far::{Far, FarError};
 pub use join::{RelayError, join, join_tcp};
-pub use tcp::{ResetOnDrop, broken};
+pub use tcp::{Halves, ResetOnDrop, broken};
 
 #[cfg(test)]
 pub(crate) mod test_bulk;

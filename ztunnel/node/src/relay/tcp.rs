@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::TcpStream;
-use tokio::net::tcp::ReadHalf;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use ztunnel_sys::socket;
 
 use super::buffer::{self, LARGEST_READ};
@@ -29,7 +29,7 @@ impl ResetOnDrop {
     }
 
     /// Both directions have ended: what is still to be sent will be sent.
-    pub fn close(mut self) {
+    pub fn close(&mut self) {
         self.armed = false;
     }
 
@@ -47,9 +47,23 @@ impl ResetOnDrop {
         &self.tcp
     }
 
+    /// For joining it with a far end.
+    #[must_use]
+    pub fn split(&mut self) -> Halves<'_> {
+        let (read, write) = self.tcp.split();
+        Halves { read, write }
+    }
+
     pub(super) fn get_mut(&mut self) -> &mut TcpStream {
         &mut self.tcp
     }
+}
+
+/// The two directions of a connection.
+#[derive(Debug)]
+pub struct Halves<'a> {
+    pub(super) read: ReadHalf<'a>,
+    pub(super) write: WriteHalf<'a>,
 }
 
 impl Drop for ResetOnDrop {

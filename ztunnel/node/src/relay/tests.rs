@@ -37,8 +37,8 @@ async fn relayed() -> Relayed {
     let (far, far_side) = pair().await;
     let end = spawn_local(async move {
         let traffic = Traffic::default();
-        let (app, far) = (ResetOnDrop::new(app_side), ResetOnDrop::new(far_side));
-        let end = join_tcp(app, far, &traffic).await;
+        let (mut app, mut far) = (ResetOnDrop::new(app_side), ResetOnDrop::new(far_side));
+        let end = join_tcp(&mut app, &mut far, &traffic).await;
         (end, traffic.sent(), traffic.received())
     });
     Relayed { app, far, end }

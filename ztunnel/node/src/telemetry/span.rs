@@ -5,14 +5,33 @@
 //! lines asks for its spans.
 
 use std::pin::Pin;
+use std::task::{Context, Poll};
 
-use tracing::{Instrument as _, Span};
+use pin_project_lite::pin_project;
+use tracing::Span;
 
-/// Runs `work` in `span`. Takes no more room than a pointer to it: a connection has its future for as long as it lasts.
-pub async fn within<F: Future>(span: Span, work: Pin<&mut F>) -> F::Output {
-    if span.is_disabled() {
-        work.await
-    } else {
-        work.instrument(span).await
+pin_project! {
+    /// Work in a span. A connection has it for as long as it lasts: without a span it takes no more room than a pointer.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Within<F> {
+        #[pin]
+        work: F,
+        span: Option<Box<Span>>,
+    }
+}
+
+/// Runs `work` in `span`.
+pub fn within<F: Future>(span: Span, work: F) -> Within<F> {
+    let span = (!span.is_disabled()).then(|| Box::new(span));
+    Within { work, span }
+}
+
+impl<F: Future> Future for Within<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let _entered = this.span.as_ref().map(|span| span.enter());
+        this.work.poll(cx)
     }
 }

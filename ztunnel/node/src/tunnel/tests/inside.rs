@@ -27,8 +27,14 @@ async fn pair() -> (TcpStream, TcpStream) {
 
 /// How an app's side of a relayed connection ended.
 fn relay(app: TcpStream, stream: Stream) -> JoinHandle<bool> {
-    let app = ResetOnDrop::new(app);
-    spawn_local(async move { relay::join(app, stream, &Traffic::default()).await.is_ok() })
+    let mut app = ResetOnDrop::new(app);
+    spawn_local(async move {
+        let joined = relay::join(&mut app.split(), stream, &Traffic::default()).await;
+        if joined.is_ok() {
+            app.close();
+        }
+        joined.is_ok()
+    })
 }
 
 /// A client, a gateway, and someone at a place that the gateway leads to.

@@ -21,10 +21,13 @@ async fn pair() -> (TcpStream, TcpStream) {
 type End = (Result<(), RelayError>, u64, u64);
 
 fn relay(app: TcpStream, stream: Stream) -> JoinHandle<End> {
-    let app = ResetOnDrop::new(app);
+    let mut app = ResetOnDrop::new(app);
     spawn_local(async move {
         let traffic = Traffic::default();
-        let end = relay::join(app, stream, &traffic).await;
+        let end = relay::join(&mut app.split(), stream, &traffic).await;
+        if end.is_ok() {
+            app.close();
+        }
         (end, traffic.sent(), traffic.received())
     })
 }
