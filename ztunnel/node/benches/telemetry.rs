@@ -18,7 +18,7 @@ use ztunnel_mesh::name::{PodName, ServiceName};
 use ztunnel_mesh::service::Service;
 use ztunnel_node::connections::Registry;
 use ztunnel_node::telemetry::{
-    Direction, Facts, LogFormat, MOST_PAIRS, Metrics, Party, Telemetry, start_log,
+    Direction, Facts, LogFormat, MOST_PAIRS, Metrics, Party, Telemetry, Via, start_log,
 };
 
 /// No more at a time than the log has room for: what is dropped costs less.
@@ -52,7 +52,7 @@ fn main() {
         dst_identity: Some(db.identity()),
         service: Some(Arc::clone(&service)),
         dst_addr: Some(([10, 96, 0, 1], 80).into()),
-        hbone: Some(HboneAddr(([10, 244, 2, 10], 15008).into())),
+        via: Via::Hbone(HboneAddr(([10, 244, 2, 10], 15008).into())),
         authority: Some(Authority::Ip(([10, 244, 2, 10], 8080).into())),
         tls_cipher: Some("TLS_AES_128_GCM_SHA256"),
         tls_key_exchange: Some("X25519MLKEM768"),

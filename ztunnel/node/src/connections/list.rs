@@ -262,8 +262,7 @@ impl WantedPeer {
         };
         match self {
             Self::Address(ip) if outbound => {
-                let hbone = facts.hbone.map(|hbone| hbone.0);
-                let ends = [facts.dst_addr, facts.next_hop, hbone];
+                let ends = [facts.dst_addr, facts.via.addr()];
                 ends.into_iter().flatten().any(|end| end.ip() == *ip)
             }
             Self::Address(ip) => connection.src.0.ip() == *ip,
@@ -299,7 +298,7 @@ impl OpenConnection {
             service: facts.service.clone(),
             told_service: facts.told_service.clone(),
             dst_addr: facts.dst_addr,
-            via: facts.hbone.map(|hbone| hbone.0).or(facts.next_hop),
+            via: facts.via.addr(),
             protocol: facts.protocol(),
             double: facts.double,
             tls_cipher: facts.tls_cipher,

@@ -48,7 +48,6 @@ pub(super) enum State {
 pub struct Record {
     registry: Rc<Registry>,
     connection: Rc<Connection>,
-    ended: bool,
 }
 
 pin_project! {
@@ -83,7 +82,6 @@ impl Record {
         Self {
             registry,
             connection,
-            ended: false,
         }
     }
 
@@ -145,17 +143,17 @@ impl Record {
     }
 
     /// Nothing is to be told about it: others do.
-    pub fn dismiss(mut self) {
-        self.ended = true;
+    pub fn dismiss(self) {
+        self.connection.ended.set(true);
     }
 
-    fn end(mut self, reason: Reason, error: Option<Box<dyn Error + Send + Sync>>) {
+    fn end(self, reason: Reason, error: Option<Box<dyn Error + Send + Sync>>) {
         self.tell(reason, error);
     }
 
-    fn tell(&mut self, reason: Reason, error: Option<Box<dyn Error + Send + Sync>>) {
-        self.ended = true;
+    fn tell(&self, reason: Reason, error: Option<Box<dyn Error + Send + Sync>>) {
         let connection = &*self.connection;
+        connection.ended.set(true);
         let Connection {
             direction,
             facts,
@@ -202,13 +200,13 @@ impl Record {
     }
 
     pub(crate) fn admitted(&self) -> Option<&super::registry::Admitted> {
-        self.connection.admitted.get()
+        self.connection.admitted.get().map(|admitted| &**admitted)
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if !self.ended {
+        if !self.connection.ended.get() {
             self.tell(Reason::Drained, None);
         }
         self.registry.leave(&self.connection);

@@ -47,12 +47,15 @@ pub struct Registry {
 pub(crate) struct Connection {
     pub(super) number: u64,
     pub(super) direction: Direction,
+    /// It was told how it ended, or nothing is to be told about it.
+    pub(super) ended: Cell<bool>,
     pub(super) src: ClientAddr,
     pub(super) accepted: Instant,
     pub(super) facts: RefCell<Facts>,
     pub(super) traffic: Traffic,
     pub(super) state: RefCell<State>,
-    pub(super) admitted: OnceCell<Admitted>,
+    /// Boxed: those that apps of the pod make have none.
+    pub(super) admitted: OnceCell<Box<Admitted>>,
 }
 
 /// What policy looks at in a connection to an app of the pod.
@@ -114,6 +117,7 @@ impl Registry {
         let connection = Rc::new(Connection {
             number,
             direction,
+            ended: Cell::new(false),
             src,
             accepted: Instant::now(),
             facts: RefCell::default(),
@@ -153,7 +157,7 @@ impl Registry {
             client: peer.addr,
             app,
         };
-        if connection.admitted.set(admitted).is_ok() {
+        if connection.admitted.set(Box::new(admitted)).is_ok() {
             self.admitted.set(self.admitted.get() + 1);
         }
     }

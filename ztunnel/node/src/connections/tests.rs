@@ -182,3 +182,11 @@ async fn a_failure_that_the_log_does_not_tell_is_kept_all_the_same() {
     start(&registry).failed(Reason::PolicyDenied, Cut::Drained);
     assert_eq!(failures.list().len(), 1);
 }
+
+/// What a connection takes for as long as it lasts, whatever becomes of it.
+#[test]
+fn a_record_takes_little_memory() {
+    // With its two counts it just fits what the allocator gives for 512.
+    let bytes = size_of::<registry::Connection>();
+    assert!(bytes <= 496, "{bytes}");
+}

@@ -23,7 +23,7 @@ use crate::identity::IdentityError;
 use crate::own_pod::{WorkloadUnknown, baggage};
 use crate::relay::{self, ResetOnDrop};
 use crate::state::LOOKUP_WAIT;
-use crate::telemetry::{Counting, Direction, Party, within};
+use crate::telemetry::{Counting, Direction, Party, Via, within};
 use crate::tls::HandshakeError;
 use crate::tunnel::{AcceptError, Incoming, Request, Stream, TunnelError, TunnelFacts, accept};
 
@@ -93,7 +93,7 @@ async fn serve_tunnel(
     let _open = connections.socket(Direction::InboundHbone);
     let began = Instant::now();
     let record = connections.start(Direction::InboundHbone, client);
-    record.facts().hbone = Some(HboneAddr(local));
+    record.facts().via = Via::Hbone(HboneAddr(local));
     let making = record.unless_cut(Box::pin(make_tunnel(inner, accepted)));
     let running = Counting::one(&metrics.accepting);
     let made = making.await;
@@ -185,7 +185,7 @@ fn begin(inner: &Inner, tunnel: &Tunnel, request: &Request) -> (Record, Span) {
         .start(Direction::InboundHbone, tunnel.client);
     {
         let mut facts = record.facts();
-        facts.hbone = Some(HboneAddr(tunnel.local));
+        facts.via = Via::Hbone(HboneAddr(tunnel.local));
         let peer = tunnel.facts.peer.as_ref();
         facts.src_identity = peer.map(|peer| peer.identity().clone());
         facts.tls_cipher = Some(tunnel.facts.tls.cipher);

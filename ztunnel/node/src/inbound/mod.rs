@@ -190,7 +190,8 @@ mod tests {
         for (bytes, most) in [
             (size(Inbound::serve_hbone), 1024),
             (size(Inbound::serve_plaintext), 1152),
-            (hbone::stream_size(), 400),
+            // With the 120 bytes that a task has besides, this just fits what the allocator gives for 512.
+            (hbone::stream_size(), 392),
         ] {
             assert!(bytes <= most, "{bytes}, not {most}");
         }

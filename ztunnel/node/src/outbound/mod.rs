@@ -34,7 +34,7 @@ use crate::own_pod::{OwnPod, WorkloadUnknown, baggage};
 use crate::relay::{self, RelayError, ResetOnDrop};
 use crate::state::{LOOKUP_WAIT, LookupTimeout};
 use crate::task::{LocalTasks, Shutdown};
-use crate::telemetry::{Direction, KnownNames, Party, within};
+use crate::telemetry::{Direction, KnownNames, Party, Via, within};
 use crate::tunnel::{Destination, OpenError, Opened, Pool, Stream, TunnelFacts, TunnelSettings};
 
 pub use resolve::{ResolveError, Resolver, ResolverConfig};
@@ -317,7 +317,7 @@ impl Outbound {
             let attempt = attempts.begin(drawn).inspect_err(|_| record.opened())?;
             {
                 let mut facts = record.facts();
-                (facts.hbone, facts.next_hop, facts.authority) = (None, None, None);
+                (facts.via, facts.authority) = (Via::Unknown, None);
                 facts.double = false;
                 facts.dst_identity = next_hop.as_ref().map(|next_hop| next_hop.identity());
                 facts.dst = next_hop.map_or(Party::Unknown, Party::Workload);
@@ -351,7 +351,7 @@ impl Outbound {
     ) -> Result<Reached, OutboundError> {
         match route {
             Route::Direct { to } => {
-                record.facts().next_hop = Some(to);
+                record.facts().via = Via::Tcp(to);
                 let far = self.direct(to, within).await?;
                 Ok(Reached::Tcp(Box::new(far)))
             }
@@ -436,7 +436,7 @@ impl Outbound {
         let peer = route.peer;
         {
             let mut facts = record.facts();
-            facts.hbone = Some(peer);
+            facts.via = Via::Hbone(peer);
             facts.authority = Some(authority(&route.authority));
             facts.src_identity = Some(workload.identity());
         }

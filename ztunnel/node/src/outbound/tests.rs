@@ -536,6 +536,7 @@ fn a_connection_takes_little_memory() {
     fn size<F: Future>(_: impl FnOnce(Rc<Outbound>, TcpStream) -> F) -> usize {
         size_of::<F>()
     }
+    // With the 120 bytes that a task has besides, this just fits what the allocator gives for 512.
     let bytes = size(Outbound::serve);
-    assert!(bytes <= 400, "{bytes}");
+    assert!(bytes <= 392, "{bytes}");
 }

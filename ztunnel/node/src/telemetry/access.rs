@@ -64,8 +64,7 @@ impl Ended {
         line.text("src.namespace", src.namespace);
         line.maybe("src.identity", shown(&facts.src_identity));
         line.text("src.cluster", src.cluster);
-        let next_hop = facts.hbone.map(|hbone| hbone.0);
-        if let Some(addr) = next_hop.or(facts.next_hop).or(facts.dst_addr) {
+        if let Some(addr) = facts.via.addr().or(facts.dst_addr) {
             line.value("dst.addr", &addr);
         }
         if let Some(authority) = &facts.authority {
@@ -78,7 +77,7 @@ impl Ended {
         }
         line.text("dst.workload", dst.name);
         line.text("dst.namespace", dst.namespace);
-        if facts.hbone.is_some() {
+        if facts.via.is_hbone() {
             line.maybe("dst.identity", shown(&facts.dst_identity));
         }
         line.text("dst.cluster", dst.cluster);

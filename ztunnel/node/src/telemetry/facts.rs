@@ -56,6 +56,34 @@ impl Reporter {
     }
 }
 
+/// How a connection crosses the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Via {
+    /// Not known, or just as it came.
+    #[default]
+    Unknown,
+    /// In plain TCP, really to this address.
+    Tcp(SocketAddr),
+    /// In a stream that goes to this 15008, or came in by it.
+    Hbone(HboneAddr),
+}
+
+impl Via {
+    /// Where that is.
+    #[must_use]
+    pub const fn addr(self) -> Option<SocketAddr> {
+        match self {
+            Self::Unknown => None,
+            Self::Tcp(addr) | Self::Hbone(HboneAddr(addr)) => Some(addr),
+        }
+    }
+
+    #[must_use]
+    pub const fn is_hbone(self) -> bool {
+        matches!(self, Self::Hbone(_))
+    }
+}
+
 /// Everything there is to say about one connection, filled in as it becomes known.
 #[derive(Debug, Default)]
 pub struct Facts {
@@ -70,10 +98,7 @@ pub struct Facts {
     pub told_service: Option<Box<str>>,
     /// Where the client meant to connect: what the app dialed, or the app that is connected to.
     pub dst_addr: Option<SocketAddr>,
-    /// Where a plain connection really goes to.
-    pub next_hop: Option<SocketAddr>,
-    /// The 15008 that the stream goes to, or came in by.
-    pub hbone: Option<HboneAddr>,
+    pub via: Via,
     /// Whether there is a second tunnel inside of the first.
     pub double: bool,
     /// What the CONNECT asks for.
@@ -87,9 +112,9 @@ impl Facts {
     /// What carries it between nodes.
     #[must_use]
     pub const fn protocol(&self) -> &'static str {
-        match self.hbone {
-            Some(_) => "HBONE",
-            None => "TCP",
+        match self.via {
+            Via::Hbone(_) => "HBONE",
+            Via::Tcp(_) | Via::Unknown => "TCP",
         }
     }
 
@@ -101,7 +126,7 @@ impl Facts {
             destination: &self.dst,
             destination_identity: self.dst_identity.as_ref(),
             service: self.service.as_deref(),
-            mutual_tls: self.hbone.is_some(),
+            mutual_tls: self.via.is_hbone(),
         }
     }
 }

@@ -30,7 +30,7 @@ use ztunnel_mesh::reason::Reason;
 
 pub use access::Ended;
 pub use chain::chain;
-pub use facts::{Direction, Facts, Reporter};
+pub use facts::{Direction, Facts, Reporter, Via};
 pub use gauges::{CountersOf, Counting, Gauges, ValueOf};
 pub use lately::Lately;
 pub use log::{BadLevels, Log, LogFormat, LogLevels, directives, start_log};

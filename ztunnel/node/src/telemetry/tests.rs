@@ -34,7 +34,7 @@ fn ended(reason: Reason) -> Box<Ended> {
             dst_identity: identity("sa-b").ok(),
             told_service: Some("b.default.svc.cluster.local".into()),
             dst_addr: Some(([10, 96, 0, 7], 80).into()),
-            hbone: Some(HboneAddr(([10, 77, 0, 3], 15008).into())),
+            via: Via::Hbone(HboneAddr(([10, 77, 0, 3], 15008).into())),
             authority: Some(ztunnel_hbone::Authority::Ip(([10, 77, 0, 3], 8080).into())),
             ..Facts::default()
         },

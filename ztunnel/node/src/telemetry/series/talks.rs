@@ -151,7 +151,7 @@ mod tests {
 
     use super::super::IntCounter;
     use super::*;
-    use crate::telemetry::{Direction, Facts, KnownPairs, Party, Traffic};
+    use crate::telemetry::{Direction, Facts, KnownPairs, Party, Traffic, Via};
 
     fn pod(name: &str) -> Party {
         let mut pod = Workload::new(&format!("cluster//Pod/shop/{name}"));
@@ -176,7 +176,10 @@ mod tests {
         let facts = Facts {
             src,
             dst,
-            hbone: hbone.then_some(HboneAddr(([10, 0, 0, 2], 15008).into())),
+            via: match hbone {
+                true => Via::Hbone(HboneAddr(([10, 0, 0, 2], 15008).into())),
+                false => Via::Unknown,
+            },
             ..Facts::default()
         };
         let traffic = Traffic::default();

@@ -3,7 +3,7 @@ use ztunnel_mesh::name::ServiceName;
 use ztunnel_mesh::service::Service;
 
 use super::*;
-use crate::telemetry::{Facts, KnownPairs, Party, Traffic};
+use crate::telemetry::{Facts, KnownPairs, Party, Traffic, Via};
 
 fn table(limit: usize) -> SeriesTable {
     let overflowed = IntCounter::new("overflowed", "In tests.").unwrap();
@@ -26,7 +26,7 @@ fn facts(source: &Party, destination: &Party) -> Facts {
         src: source.clone(),
         dst: destination.clone(),
         dst_identity: Some("spiffe://cluster.local/ns/shop/sa/db".parse().unwrap()),
-        hbone: Some(ztunnel_mesh::addr::HboneAddr(([10, 0, 0, 2], 15008).into())),
+        via: Via::Hbone(ztunnel_mesh::addr::HboneAddr(([10, 0, 0, 2], 15008).into())),
         ..Facts::default()
     }
 }
