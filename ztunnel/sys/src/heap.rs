@@ -1,4 +1,4 @@
-//! What the allocator, jemalloc, can tell about the heap.
+//! What the allocator, jemalloc, can tell about the heap, and what it gives back when asked.
 //!
 //! In a program with another allocator there is nothing to tell: these calls find an allocator that nobody uses.
 
@@ -6,9 +6,11 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
 use std::os::fd::AsRawFd as _;
+use std::ptr::null_mut;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use tikv_jemalloc_ctl::raw;
+use tikv_jemalloc_sys::mallctl;
 
 /// Whether the allocator was built and started so that it can take samples.
 #[must_use]
@@ -45,6 +47,14 @@ pub fn samples() -> io::Result<String> {
     let mut text = String::new();
     file.read_to_string(&mut text)?;
     Ok(text)
+}
+
+/// Gives back what this thread keeps of freed memory for its next allocations. It fills again as it is used.
+pub fn give_back_thread_cache() {
+    let name = c"thread.tcache.flush";
+    // SAFETY: this control takes no value and gives none, so all pointers but that to its name are null.
+    // It fails only where there is no such cache.
+    unsafe { mallctl(name.as_ptr(), null_mut(), null_mut(), null_mut(), 0) };
 }
 
 fn flag(name: &[u8]) -> bool {

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 use tracing::{error, warn};
 use ztunnel_mesh::name::{PodName, PodUid};
+use ztunnel_sys::heap;
 
 use crate::capture::ListenerSet;
 use crate::connections::{Cut, Found, Registry, Wanted, find};
@@ -24,8 +25,10 @@ use crate::inbound::{Inbound, InboundSettings, Offer};
 use crate::outbound::{Outbound, Resolver};
 use crate::own_pod::{OwnNode, OwnPod};
 use crate::pod::{DaemonPod, Listeners};
-use crate::task::{Backoff, LocalTasks, PodNet, Shutdown};
+use crate::relay;
+use crate::task::{Backoff, LocalTasks, PodNet, Shutdown, give_back_at_rest};
 use crate::telemetry::Metrics;
+use crate::tls;
 use crate::tunnel::TunnelSettings;
 
 /// Messages that may wait for a worker.
@@ -241,6 +244,12 @@ async fn work(mut commands: mpsc::Receiver<Command>, context: NodeContext) {
     // Also of pods that are leaving, for as long as they have connections.
     let mut registries: Vec<Weak<Registry>> = Vec::new();
     let drains = LocalTasks::default();
+    let resting = LocalTasks::default();
+    resting.spawn(give_back_at_rest(|| {
+        tls::give_back();
+        relay::give_back();
+        heap::give_back_thread_cache();
+    }));
     while let Some(command) = commands.recv().await {
         match command {
             Command::Start {

@@ -1,4 +1,5 @@
-//! Buffers for what is read from TCP: one per thread, taken only when there is something to read.
+//! Buffers for what is read from TCP: one per thread, taken only when there is something to read, and given back when
+//! the thread rests.
 
 use std::cell::Cell;
 use std::io;
@@ -8,6 +9,8 @@ use std::task::{Context, Poll};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use tokio::io::AsyncRead;
 use tokio_util::io::poll_read_buf;
+
+use crate::task::note_use;
 
 /// The most that is read at once. With the 9 bytes of a frame's head it fills four TLS records exactly.
 pub(super) const LARGEST_READ: usize = 4 * 16_384 - 9;
@@ -43,5 +46,11 @@ pub(super) fn poll_read(
         _ => buffer.split().freeze(),
     });
     BUFFER.set(Some(buffer));
+    note_use();
     bytes
+}
+
+/// Lets go of what this thread keeps.
+pub(crate) fn give_back() {
+    BUFFER.set(None);
 }

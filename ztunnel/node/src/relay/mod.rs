@@ -16,6 +16,7 @@ mod far;
 mod join;
 mod tcp;
 
+pub(crate) use buffer::give_back;
 pub use far::{Far, FarError};
 pub use join::{RelayError, join, join_tcp};
 pub use tcp::{Halves, ResetOnDrop, broken};

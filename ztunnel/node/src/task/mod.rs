@@ -1,4 +1,4 @@
-//! How tasks start, pause and stop; what they may have together; and what several rooms need to be told: changed files,
+//! How tasks start, pause, rest and stop; what they may have together; and what several rooms need to be told: changed files,
 //! sockets inside a pod.
 
 mod backoff;
@@ -7,6 +7,7 @@ mod file_watch;
 mod group;
 mod local;
 mod pod_net;
+mod rest;
 
 pub use backoff::Backoff;
 pub use budget::{Budget, Share};
@@ -14,3 +15,5 @@ pub use file_watch::{FileWatch, Pace, read_bounded};
 pub use group::{Shutdown, TaskGroup};
 pub use local::LocalTasks;
 pub use pod_net::{PodNet, SourceAddress};
+pub use rest::give_back_at_rest;
+pub(crate) use rest::note_use;

@@ -6,15 +6,22 @@
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
+use crate::task::note_use;
+
 /// Eight records of full size and what is around them. One system call moves as much: at 16 KiB, receiving costs
 /// 1.2 times as much CPU as from 64 KiB on, and sending 64 KiB 1.15 times as much as 256 KiB.
 pub(super) const SIZE: usize = 8 * (16 * 1024 + 64);
 
-/// How many a thread keeps: one for each direction is mostly enough, since each is used for a moment only.
+/// How many a thread keeps until it rests: one for each direction is mostly enough, since each is used for a moment only.
 const KEPT: usize = 2;
 
 thread_local! {
     static FREE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lets go of what this thread keeps.
+pub(crate) fn give_back() {
+    FREE.take();
 }
 
 /// A buffer, until it is dropped.
@@ -37,6 +44,7 @@ impl Drop for Buffer {
                 free.push(bytes);
             }
         });
+        note_use();
     }
 }
 

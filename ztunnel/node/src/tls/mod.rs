@@ -23,6 +23,7 @@ mod trust;
 mod verified;
 mod verify;
 
+pub(crate) use buffer::give_back;
 pub use chain::ChainError;
 pub use context::Context;
 pub use credential::{Credential, PrivateKey};
