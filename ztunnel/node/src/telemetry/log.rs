@@ -5,8 +5,10 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{
+    Receiver, RecvTimeoutError, SendError, Sender, SyncSender, channel, sync_channel,
+};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,6 +17,8 @@ use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, reload};
+
+use ztunnel_sys::heap;
 
 use super::access::Ended;
 use super::event::EventLines;
@@ -30,6 +34,8 @@ const MAX_FILTER: usize = 4 * 1024;
 /// How long lines are collected before the next are written, when they come close together. Whoever tells one meanwhile
 /// wakes nobody, which would cost more than everything else about it: 5 µs of the data path for each connection.
 const COLLECT: Duration = Duration::from_millis(2);
+/// How long the buffer for them, and what the thread has freed, is kept without any.
+const KEPT: Duration = Duration::from_millis(250);
 /// How long the end waits for what is still in the queue.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -49,7 +55,8 @@ pub(super) enum Item {
 /// Where lines go.
 #[derive(Clone, Debug)]
 pub struct Log {
-    queue: SyncSender<Item>,
+    /// Bounded by `counts`: a queue with a bound of its own has room for all of it from the first time that it was used.
+    queue: Sender<Item>,
     failures: RecentFailures,
     counts: Arc<Counts>,
 }
@@ -58,14 +65,14 @@ pub struct Log {
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     dropped: AtomicU64,
-    /// What was put less what was taken, in either order.
-    waiting: AtomicI64,
+    /// What was put, or is just about to be, and was not written yet.
+    waiting: AtomicUsize,
 }
 
 impl Log {
     /// The log, and what will come out of it.
     pub(super) fn new() -> (Self, Receiver<Item>) {
-        let (queue, items) = sync_channel(QUEUE);
+        let (queue, items) = channel();
         let log = Self {
             queue,
             counts: Arc::default(),
@@ -86,17 +93,25 @@ impl Log {
     }
 
     pub(super) fn put(&self, item: Item) {
-        match self.queue.try_send(item) {
-            Ok(()) => {
-                self.counts.waiting.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(TrySendError::Full(item) | TrySendError::Disconnected(item)) => {
-                self.counts.dropped.fetch_add(1, Ordering::Relaxed);
-                if let Item::Connection(ended) = item {
-                    self.failures.keep(ended);
-                }
+        if let Err(item) = self.try_put(item) {
+            self.counts.dropped.fetch_add(1, Ordering::Relaxed);
+            if let Item::Connection(ended) = item {
+                self.failures.keep(ended);
             }
         }
+    }
+
+    /// Gives back what there is no room or nobody for.
+    fn try_put(&self, item: Item) -> Result<(), Item> {
+        let waiting = &self.counts.waiting;
+        if waiting.fetch_add(1, Ordering::Relaxed) >= QUEUE {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(item);
+        }
+        self.queue.send(item).map_err(|SendError(item)| {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+            item
+        })
     }
 
     #[cfg(test)]
@@ -120,14 +135,13 @@ impl Log {
     #[must_use]
     pub fn queued(&self) -> (usize, usize) {
         let waiting = self.counts.waiting.load(Ordering::Relaxed);
-        (usize::try_from(waiting).unwrap_or(0), QUEUE)
+        (waiting.min(QUEUE), QUEUE)
     }
 
     /// Waits until what was told so far is written, or for long enough.
     pub fn flush(&self) {
         let (done, written) = sync_channel(1);
-        if self.queue.try_send(Item::Flush(done)).is_ok() {
-            self.counts.waiting.fetch_add(1, Ordering::Relaxed);
+        if self.try_put(Item::Flush(done)).is_ok() {
             // In vain when nobody reads.
             let _ = written.recv_timeout(LAST_LINES);
         }
@@ -289,9 +303,9 @@ pub(super) fn write_all(
     counts: &Counts,
     failures: &RecentFailures,
 ) {
-    let (mut text, mut told) = (Vec::with_capacity(WRITE), 0);
+    let (mut text, mut told) = (Vec::new(), 0);
     let mut written: Option<Instant> = None;
-    while let Ok(first) = items.recv() {
+    while let Some(first) = next(items, &mut text) {
         let began = Instant::now();
         let mut waiting = Vec::new();
         let (mut next, mut taken) = (Some(first), 0);
@@ -337,6 +351,19 @@ pub(super) fn write_all(
             thread::sleep(COLLECT);
         }
         written = Some(Instant::now());
+    }
+}
+
+/// The first item of many, perhaps. `text` is kept for what comes soon.
+fn next(items: &Receiver<Item>, text: &mut Vec<u8>) -> Option<Item> {
+    match items.recv_timeout(KEPT) {
+        Ok(item) => Some(item),
+        Err(RecvTimeoutError::Disconnected) => None,
+        Err(RecvTimeoutError::Timeout) => {
+            *text = Vec::new();
+            heap::give_back_thread_cache();
+            items.recv().ok()
+        }
     }
 }
 
