@@ -1,6 +1,7 @@
 //! The head of a CONNECT: plain RFC 9113 CONNECT with `:method` and `:authority`, plus what the client tells about
 //! itself.
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use http::header::HeaderName;
@@ -13,6 +14,8 @@ use crate::trace::{self, Traceparent};
 
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const FORWARDED_NETWORK: HeaderName = HeaderName::from_static("x-forwarded-network");
+/// Of IPv6, with brackets, scope and port.
+const LONGEST_ADDRESS: usize = 64;
 /// Longest host of a `forwarded` header that is taken note of.
 const LONGEST_HOST: usize = 253;
 
@@ -37,25 +40,28 @@ impl Connect<'_> {
     /// # Errors
     /// When the name of the service or the network cannot stand in a header.
     pub fn request(&self) -> Result<Request<()>, http::Error> {
-        let mut forwarded = format!("for=\"{}\"", self.from);
+        // Room for the whole text at once: what grows as it is written is moved several times.
+        let mut authority = String::with_capacity(LONGEST_ADDRESS);
+        let _ = write!(authority, "{}", self.authority);
+        let service = self.service.map_or(0, str::len);
+        let mut forwarded = String::with_capacity(LONGEST_ADDRESS + 16 + service);
+        let _ = write!(forwarded, "for=\"{}\"", self.from);
         if let Some(service) = self.service {
             forwarded.push_str(";host=");
             forwarded.push_str(service);
         }
-        let mut request = Request::builder()
-            .method(Method::CONNECT)
-            .uri(
-                Uri::builder()
-                    .authority(self.authority.to_string())
-                    .build()?,
-            )
-            .header(baggage::HEADER, self.baggage.header())
-            .header(FORWARDED, forwarded)
-            .header(trace::HEADER, self.trace.header());
+        let mut request = Request::new(());
+        *request.method_mut() = Method::CONNECT;
+        *request.uri_mut() = Uri::builder().authority(authority).build()?;
+        let headers = request.headers_mut();
+        headers.reserve(4);
+        headers.insert(baggage::HEADER, self.baggage.header());
+        headers.insert(FORWARDED, HeaderValue::try_from(forwarded)?);
+        headers.insert(trace::HEADER, self.trace.header());
         if let Some(network) = self.network {
-            request = request.header(FORWARDED_NETWORK, network);
+            headers.insert(FORWARDED_NETWORK, HeaderValue::from_str(network)?);
         }
-        request.body(())
+        Ok(request)
     }
 }
 
