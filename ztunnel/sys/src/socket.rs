@@ -6,9 +6,10 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SetSockOpt, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, setsockopt,
-    socket, sockopt,
+    AddressFamily, MsgFlags, SetSockOpt, SockFlag, SockProtocol, SockType, SockaddrStorage, bind,
+    connect, setsockopt, socket, sockopt,
 };
 
 /// The address family of a TCP socket.
@@ -107,16 +108,9 @@ fn set_liveness(fd: BorrowedFd<'_>, liveness: Liveness) -> io::Result<()> {
 /// When the capability is missing.
 pub fn set_transparent(fd: BorrowedFd<'_>, family: Family) -> io::Result<()> {
     match family {
-        Family::V4 => {
-            setsockopt(&fd, sockopt::IpTransparent, &true)?;
-            setsockopt(&fd, sockopt::IpFreebind, &true)?;
-        }
-        Family::V6 => {
-            set_raw(fd, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1)?;
-            set_raw(fd, libc::SOL_IPV6, libc::IPV6_FREEBIND, 1)?;
-        }
+        Family::V4 => Ok(setsockopt(&fd, sockopt::IpTransparent, &true)?),
+        Family::V6 => set_raw(fd, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1),
     }
-    Ok(())
 }
 
 /// Marks every packet of the socket. Needs `CAP_NET_ADMIN` or `CAP_NET_RAW`.
@@ -156,6 +150,23 @@ pub fn bind_as(
         }
     }
     Err(last)
+}
+
+/// Begins to connect a non-blocking socket, and says whether it is connected already. When the other end is in the same
+/// kernel it mostly is, and nobody has to wait for an event: a second connect(2) tells what became of the first.
+///
+/// # Errors
+/// As `connect(2)`.
+pub fn connect_nearby(fd: BorrowedFd<'_>, to: SocketAddr) -> io::Result<bool> {
+    let to = SockaddrStorage::from(to);
+    for _ in 0..2 {
+        match connect(fd.as_raw_fd(), &to) {
+            Ok(()) => return Ok(true),
+            Err(Errno::EINPROGRESS | Errno::EALREADY) => {}
+            Err(err) => return Err(err.into()),
+        }
+    }
+    Ok(false)
 }
 
 /// Ports that a client does not draw from, going by the one that it has.
@@ -210,6 +221,16 @@ pub fn shutdown_write(fd: BorrowedFd<'_>) -> io::Result<()> {
         fd.as_raw_fd(),
         nix::sys::socket::Shutdown::Write,
     )?)
+}
+
+/// Sends what the kernel may keep for a moment: more comes at once, or the end.
+///
+/// # Errors
+/// As `send(2)`.
+pub fn send_more(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    let more = MsgFlags::from_bits_retain(libc::MSG_MORE);
+    let flags = more | MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    Ok(nix::sys::socket::send(fd.as_raw_fd(), bytes, flags)?)
 }
 
 /// IPv4-mapped IPv6 addresses as the IPv4 addresses they are.

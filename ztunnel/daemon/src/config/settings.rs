@@ -157,7 +157,7 @@ settings! {
 }
 "Read and checked, not applied yet" {
     KEEPALIVE_ENABLED = Value("true"),
-        "true or false", "TCP keepalive";
+        "true or false", "TCP keepalive, except towards apps: both ends are in the same pod";
     KEEPALIVE_TIME = Value("180s"),
         "a duration from 1s to 32767s", "idle time before the first keepalive probe";
     KEEPALIVE_INTERVAL = Value("180s"),

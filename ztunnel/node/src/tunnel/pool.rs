@@ -22,7 +22,7 @@ use hashbrown::HashMap;
 use http::StatusCode;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use ztunnel_hbone::{Answer, Connect, ErrorCode};
 use ztunnel_mesh::addr::HboneAddr;
 use ztunnel_mesh::name::Identity;
@@ -33,7 +33,7 @@ use super::flow::Arrivals;
 use super::inside;
 use super::settings::TunnelSettings;
 use super::stream::{Stream, io_error};
-use crate::task::{LocalTasks, Shutdown};
+use crate::task::{LocalTasks, Shutdown, limit};
 use crate::telemetry::{Counting, PoolMetrics, Retired};
 use crate::tls::Credential;
 
@@ -625,17 +625,17 @@ async fn connect_stream(
     let (mut response, send) = requests.send_request(request, false).map_err(failed)?;
     let after = settings.answer_timeout;
     let answer = async {
-        match timeout(settings.ask_after, &mut response).await {
-            Ok(answer) => answer,
+        match limit(settings.ask_after, &mut response).await {
+            Ok(answer) => Ok(answer),
             Err(_) => {
                 slot.0.ask();
-                response.await
+                limit(after.saturating_sub(settings.ask_after), response).await
             }
         }
     };
     let response = tokio::select! {
         biased;
-        answer = timeout(after, answer) => answer
+        answer = answer => answer
             .map_err(|_| OpenError::NoAnswer { peer, after })?
             .map_err(failed)?,
         () = slot.0.doubted() => {
