@@ -72,18 +72,18 @@ impl Inbound {
         }))
     }
 
-    /// Serves a connection to the tunnel port until it ends, or until its streams have ended after shutdown began.
+    /// Serves a connection of `from` to the tunnel port until it ends, or until its streams have ended after shutdown began.
     /// Dropping the future cuts all its streams.
-    pub async fn serve_hbone(&self, accepted: TcpStream) {
-        if let Some((client, local)) = addresses(&accepted) {
+    pub async fn serve_hbone(&self, accepted: TcpStream, from: SocketAddr) {
+        if let Some((client, local)) = addresses(&accepted, from) {
             hbone::serve(&self.0, accepted, client, local).await;
         }
     }
 
-    /// Serves a plain connection until it ends. Its local address is where the client meant to connect. Dropping the
+    /// Serves a plain connection of `from` until it ends. Its local address is where the client meant to connect. Dropping the
     /// future resets it.
-    pub async fn serve_plaintext(&self, accepted: TcpStream) {
-        if let Some((client, local)) = addresses(&accepted) {
+    pub async fn serve_plaintext(&self, accepted: TcpStream, from: SocketAddr) {
+        if let Some((client, local)) = addresses(&accepted, from) {
             plaintext::serve(&self.0, accepted, client, local).await;
         }
     }
@@ -101,11 +101,11 @@ impl Inbound {
     }
 }
 
-fn addresses(accepted: &TcpStream) -> Option<(ClientAddr, SocketAddr)> {
-    match (accepted.peer_addr(), accepted.local_addr()) {
-        (Ok(client), Ok(local)) => Some((ClientAddr(canonical(client)), canonical(local))),
+fn addresses(accepted: &TcpStream, from: SocketAddr) -> Option<(ClientAddr, SocketAddr)> {
+    match accepted.local_addr() {
+        Ok(local) => Some((ClientAddr(canonical(from)), canonical(local))),
         // Gone before we looked: there is nothing to tell about it.
-        (Err(error), _) | (_, Err(error)) => {
+        Err(error) => {
             debug!(%error, "client gone before its connection was served");
             None
         }
@@ -184,7 +184,7 @@ mod tests {
     /// What connections take for as long as they last.
     #[test]
     fn connections_take_little_memory() {
-        fn size<'a, F: Future>(_: impl FnOnce(&'a Inbound, TcpStream) -> F) -> usize {
+        fn size<'a, F: Future>(_: impl FnOnce(&'a Inbound, TcpStream, SocketAddr) -> F) -> usize {
             size_of::<F>()
         }
         for (bytes, most) in [

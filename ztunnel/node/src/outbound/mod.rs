@@ -237,6 +237,7 @@ impl Outbound {
     }
 
     fn begin(&self, app: &TcpStream) -> Option<(Record, Span, ClientAddr, OrigDst)> {
+        // Who it is from would be known from accept, and kept as long as the connection.
         let (src, dst) = match (app.peer_addr(), app.local_addr()) {
             (Ok(src), Ok(dst)) => (ClientAddr(canonical(src)), OrigDst(canonical(dst))),
             // Gone before we looked: there is nothing to tell about it.

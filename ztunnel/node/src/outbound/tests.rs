@@ -213,9 +213,9 @@ impl Node {
         let tasks = self.tasks.clone();
         spawn_local(async move {
             loop {
-                let (tcp, _) = listener.accept().await.unwrap();
+                let (tcp, from) = listener.accept().await.unwrap();
                 let inbound = Rc::clone(&inbound);
-                tasks.spawn(async move { inbound.serve_hbone(tcp).await });
+                tasks.spawn(async move { inbound.serve_hbone(tcp, from).await });
             }
         });
         shutdown
@@ -234,7 +234,7 @@ impl Node {
 
     /// An app of the pod `web` connects to `to`, and is captured.
     async fn connect(&self, to: SocketAddr) -> (TcpStream, JoinHandle<()>) {
-        let (app, captured) = captured(to).await;
+        let (app, (captured, _)) = captured(to).await;
         let served = spawn_local(self.web().serve(captured));
         (app, served)
     }
@@ -258,15 +258,15 @@ fn workload(name: &str, ip: [u8; 4]) -> Workload {
     workload
 }
 
-/// A connection to `to`, and what capture makes of it.
-async fn captured(to: SocketAddr) -> (TcpStream, TcpStream) {
+/// A connection to `to`, and what capture makes of it: whose it is, too.
+async fn captured(to: SocketAddr) -> (TcpStream, (TcpStream, SocketAddr)) {
     let listener = TcpListener::bind(to).await.unwrap();
     let socket = TcpSocket::new_v4().unwrap();
     if !to.ip().is_loopback() {
         socket.bind((WEB, 0).into()).unwrap();
     }
     let client = socket.connect(to).await.unwrap();
-    (client, listener.accept().await.unwrap().0)
+    (client, listener.accept().await.unwrap())
 }
 
 /// An app that answers every connection once, in capitals, when its client is done.
@@ -364,7 +364,7 @@ fn what_policy_does_not_allow_is_seen_as_a_reset() {
         node.serve_db().await;
         let (mut web, _) = node.connect((VIP, 80).into()).await;
         assert_reset(&mut web).await;
-        let (mut outside, accepted) = captured((DB, 8080).into()).await;
+        let (mut outside, (accepted, from)) = captured((DB, 8080).into()).await;
         let inbound = Inbound::new(
             node.pod("db"),
             Offer::Apps,
@@ -373,7 +373,7 @@ fn what_policy_does_not_allow_is_seen_as_a_reset() {
             node.tasks.clone(),
             Shutdown::default(),
         );
-        inbound.serve_plaintext(accepted).await;
+        inbound.serve_plaintext(accepted, from).await;
         assert_reset(&mut outside).await;
         node.log
             .assert(&[
@@ -435,7 +435,7 @@ fn loopback_and_the_pod_itself_are_refused() {
     run("loop", async |mut node: Node| {
         node.publish(|_| {});
         for to in [([127, 0, 0, 1], 7000), (VIP, 7000), ([10, 9, 0, 3], 7000)] {
-            let (mut app, captured) = captured(to.into()).await;
+            let (mut app, (captured, _)) = captured(to.into()).await;
             // Somebody does listen there.
             let _listener = TcpListener::bind(SocketAddr::from(to)).await.unwrap();
             node.web().serve(captured).await;
@@ -459,7 +459,7 @@ fn loopback_and_the_pod_itself_are_refused() {
 fn plaintext_reaches_the_app_from_the_address_of_the_client() {
     run("plain", async |mut node: Node| {
         node.publish(|_| {});
-        let (mut outside, accepted) = captured((DB, 8080).into()).await;
+        let (mut outside, (accepted, from)) = captured((DB, 8080).into()).await;
         let served_by = app().await;
         let inbound = Inbound::new(
             node.pod("db"),
@@ -469,7 +469,7 @@ fn plaintext_reaches_the_app_from_the_address_of_the_client() {
             node.tasks.clone(),
             Shutdown::default(),
         );
-        let (answer, ()) = tokio::join!(ask(&mut outside), inbound.serve_plaintext(accepted));
+        let (answer, ()) = tokio::join!(ask(&mut outside), inbound.serve_plaintext(accepted, from));
         assert_eq!(answer.unwrap(), "HELLO");
         assert_eq!(served_by.await.unwrap().ip(), std::net::IpAddr::from(WEB));
         let told = [

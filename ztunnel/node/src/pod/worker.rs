@@ -5,7 +5,9 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::thread;
@@ -353,13 +355,13 @@ impl ServedPod {
         );
         let outbound = Rc::new(outbound);
         let inbound = this.inbound(&own, Offer::Apps, context);
-        this.accept(outbound_listener, move |stream| {
+        this.accept(outbound_listener, move |stream, _| {
             Rc::clone(&outbound).serve(stream)
         });
         let plaintext = Rc::clone(&inbound);
-        this.accept(plaintext_listener, move |stream| {
+        this.accept(plaintext_listener, move |stream, from| {
             let inbound = Rc::clone(&plaintext);
-            async move { inbound.serve_plaintext(stream).await }
+            async move { inbound.serve_plaintext(stream, from).await }
         });
         this.serve_tunnels(hbone_listener, inbound);
         this.prefetch(own);
@@ -407,9 +409,9 @@ impl ServedPod {
         let followed = Rc::clone(&inbound);
         self.watching
             .spawn(async move { followed.follow_policy().await });
-        self.accept(listener, move |stream| {
+        self.accept(listener, move |stream, from| {
             let inbound = Rc::clone(&inbound);
-            async move { inbound.serve_hbone(stream).await }
+            async move { inbound.serve_hbone(stream, from).await }
         });
     }
 
@@ -425,23 +427,24 @@ impl ServedPod {
     }
 
     /// Serves what `listener` accepts, until shutdown; then also what waits in its queue.
-    fn accept<F>(&self, listener: TcpListener, serve: impl Fn(TcpStream) -> F + 'static)
+    fn accept<F>(&self, listener: TcpListener, serve: impl Fn(TcpStream, SocketAddr) -> F + 'static)
     where
         F: Future<Output = ()> + 'static,
     {
         let (shutdown, serving) = (self.shutdown.clone(), self.serving.clone());
         self.accepting.spawn(async move {
             let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_secs(1));
+            let mut stopping = pin!(shutdown.started());
             loop {
                 let accepted = tokio::select! {
                     biased;
-                    () = shutdown.started() => break,
+                    () = &mut stopping => break,
                     accepted = listener.accept() => accepted,
                 };
                 match accepted {
-                    Ok((stream, _)) => {
+                    Ok((stream, from)) => {
                         backoff.reset();
-                        serving.spawn(serve(stream));
+                        serving.spawn(serve(stream, from));
                     }
                     // Out of descriptors or memory: slow down, never spin, never give up.
                     Err(err) => {
@@ -454,12 +457,12 @@ impl ServedPod {
             let Ok(listener) = listener.into_std() else {
                 return;
             };
-            while let Ok((stream, _)) = listener.accept() {
+            while let Ok((stream, from)) = listener.accept() {
                 let stream = stream
                     .set_nonblocking(true)
                     .and_then(|()| TcpStream::from_std(stream));
                 if let Ok(stream) = stream {
-                    serving.spawn(serve(stream));
+                    serving.spawn(serve(stream, from));
                 }
             }
         });

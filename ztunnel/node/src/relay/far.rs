@@ -10,11 +10,20 @@ use ztunnel_mesh::reason::Reason;
 /// One end of a connection with a flow control of its own. Dropping it before both directions have ended tells
 /// the peer that the connection broke.
 pub trait Far {
+    /// Whether `poll_flush` has never anything to do, so that as much as was reserved may be sent in several pieces.
+    const QUEUES: bool;
+
     /// The next bytes for the app; nothing at the end of the data.
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, FarError>>;
 
+    /// Whether nothing comes after what `poll_data` gave last, if that is known already.
+    fn is_at_end(&self) -> bool;
+
     /// The app has taken `len` bytes of what `poll_data` gave: the peer may send as many more.
     fn release(&mut self, len: usize);
+
+    /// The app does not take more for now.
+    fn stop(&mut self);
 
     /// How much the next `send` may carry: between 1 and `wanted`. Reserves that much.
     fn poll_capacity(
@@ -34,6 +43,9 @@ pub trait Far {
 
     /// The app's data has ended; all of it was flushed.
     fn finish(&mut self) -> Result<(), FarError>;
+
+    /// The same as `send` and `finish`, where data and its end can be told together.
+    fn send_last(&mut self, data: Bytes) -> Result<(), FarError>;
 
     /// Notices a reset or a loss while there is nothing to send.
     fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<FarError>;

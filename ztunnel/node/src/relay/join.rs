@@ -12,7 +12,9 @@ use ztunnel_mesh::reason::Reason;
 
 use super::buffer::{self, LARGEST_READ};
 use super::far::{Far, FarError};
-use super::tcp::{Halves, ResetOnDrop, TcpFar, broken, poll_write_all, shutdown_write};
+use super::tcp::{
+    Halves, ResetOnDrop, TcpFar, broken, is_read_closed, poll_write_all, shutdown_write,
+};
 use crate::telemetry::Traffic;
 
 /// How a relayed connection ended before its time. Both ends have been reset.
@@ -147,11 +149,16 @@ impl<F: Far> Relay<'_, F> {
                 (In::Done, _) => return Poll::Ready(Ok(())),
                 (In::Going, Some(data)) => {
                     let (far, traffic) = (&mut self.far, self.traffic);
-                    let written = poll_write_all(self.app.as_ref(), cx, data, |taken| {
+                    let last = far.is_at_end();
+                    let written = poll_write_all(self.app.as_ref(), cx, data, last, |taken| {
                         far.release(taken);
                         traffic.add_received(taken);
                     });
-                    ready!(written).map_err(RelayError::App)?;
+                    let Poll::Ready(written) = written else {
+                        self.far.stop();
+                        return Poll::Pending;
+                    };
+                    written.map_err(RelayError::App)?;
                     self.received = None;
                 }
                 (In::Going, None) => match ready!(self.far.poll_data(cx)) {
@@ -165,7 +172,10 @@ impl<F: Far> Relay<'_, F> {
     }
 
     fn end_in(&mut self) -> Result<(), RelayError> {
-        shutdown_write(self.app.as_ref()).map_err(RelayError::App)?;
+        // When the app has ended already its connection is closed next, which says the same.
+        if !matches!(self.out, Out::Done) {
+            shutdown_write(self.app.as_ref()).map_err(RelayError::App)?;
+        }
         self.into = In::Done;
         Ok(())
     }
@@ -213,13 +223,37 @@ impl<F: Far> Relay<'_, F> {
                         self.far.finish().map_err(RelayError::Far)?;
                         return Poll::Ready(Ok(()));
                     }
-                    let len = data.len();
+                    self.traffic.add_sent(data.len());
+                    let rest = match self.poll_rest(cx, room - data.len()) {
+                        Poll::Ready(rest) => Some(rest.map_err(RelayError::App)?),
+                        Poll::Pending => None,
+                    };
+                    if rest.as_ref().is_some_and(Bytes::is_empty) {
+                        self.far.send_last(data).map_err(RelayError::Far)?;
+                        return Poll::Ready(Ok(()));
+                    }
                     self.far.send(data).map_err(RelayError::Far)?;
-                    self.traffic.add_sent(len);
+                    if let Some(rest) = rest {
+                        self.traffic.add_sent(rest.len());
+                        self.far.send(rest).map_err(RelayError::Far)?;
+                    }
                     self.out = Out::Idle;
                 }
             }
         }
+    }
+
+    /// What follows data if the app is known to have ended: its end, so that both are told together.
+    fn poll_rest(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<Bytes>> {
+        if !F::QUEUES || room == 0 {
+            return Poll::Pending;
+        }
+        // Of a connection that is not readable any more nothing else is known.
+        ready!(self.app.as_ref().poll_read_ready(cx))?;
+        if !is_read_closed(self.app.as_ref()) {
+            return Poll::Pending;
+        }
+        buffer::poll_read(Pin::new(&mut self.app), cx, room)
     }
 }
 

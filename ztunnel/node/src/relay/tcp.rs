@@ -2,8 +2,8 @@
 
 use std::io;
 use std::os::fd::AsFd as _;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncWriteExt as _, Interest};
@@ -93,6 +93,13 @@ pub async fn broken(tcp: &TcpStream) -> io::Error {
     }
 }
 
+/// Whether the other side has sent FIN, as far as that is known without a system call.
+pub(super) fn is_read_closed(tcp: &TcpStream) -> bool {
+    let ready = pin!(tcp.ready(Interest::READABLE));
+    let known = ready.poll(&mut Context::from_waker(Waker::noop()));
+    matches!(known, Poll::Ready(Ok(ready)) if ready.is_read_closed())
+}
+
 /// Sends FIN; a connection that is gone already needs none.
 pub(super) fn shutdown_write(tcp: &TcpStream) -> io::Result<()> {
     match socket::shutdown_write(tcp.as_fd()) {
@@ -111,6 +118,8 @@ pub(super) struct TcpFar<'a, B> {
 }
 
 impl<B: Future<Output = io::Error>> Far for TcpFar<'_, B> {
+    const QUEUES: bool = false;
+
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, FarError>> {
         // First of all wait: a buffer is taken only when there is something to put into it.
         ready!(self.tcp.poll_read_ready(cx)).map_err(FarError::Broken)?;
@@ -123,7 +132,13 @@ impl<B: Future<Output = io::Error>> Far for TcpFar<'_, B> {
         Poll::Ready(Ok((!bytes.is_empty()).then_some(bytes)))
     }
 
+    fn is_at_end(&self) -> bool {
+        false
+    }
+
     fn release(&mut self, _: usize) {}
+
+    fn stop(&mut self) {}
 
     fn poll_capacity(
         &mut self,
@@ -148,7 +163,14 @@ impl<B: Future<Output = io::Error>> Far for TcpFar<'_, B> {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), FarError>> {
-        ready!(poll_write_all(self.tcp, cx, &mut self.unsent, |_| {})).map_err(FarError::Broken)?;
+        ready!(poll_write_all(
+            self.tcp,
+            cx,
+            &mut self.unsent,
+            false,
+            |_| {}
+        ))
+        .map_err(FarError::Broken)?;
         Poll::Ready(Ok(()))
     }
 
@@ -156,21 +178,32 @@ impl<B: Future<Output = io::Error>> Far for TcpFar<'_, B> {
         shutdown_write(self.tcp).map_err(FarError::Broken)
     }
 
+    fn send_last(&mut self, data: Bytes) -> Result<(), FarError> {
+        self.send(data)?;
+        self.finish()
+    }
+
     fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<FarError> {
         self.broken.as_mut().poll(cx).map(FarError::Broken)
     }
 }
 
-/// Writes until nothing is left, telling of every part that was taken.
+/// Writes until nothing is left, telling of every part that was taken. When it is the `last` the kernel may keep it until
+/// the end is said, which has to come next: so both go in one packet.
 pub(super) fn poll_write_all(
     tcp: &TcpStream,
     cx: &mut Context<'_>,
     data: &mut Bytes,
+    last: bool,
     mut taken: impl FnMut(usize),
 ) -> Poll<io::Result<()>> {
     while !data.is_empty() {
         ready!(tcp.poll_write_ready(cx))?;
-        match tcp.try_write(data) {
+        let written = match last {
+            true => tcp.try_io(Interest::WRITABLE, || socket::send_more(tcp.as_fd(), data)),
+            false => tcp.try_write(data),
+        };
+        match written {
             Ok(written) => {
                 data.advance(written);
                 taken(written);

@@ -28,8 +28,9 @@ use std::mem;
 use std::rc::Rc;
 use std::task::Waker;
 
-use h2::{FlowControl, RecvStream, StreamId};
-use hashbrown::HashMap;
+use h2::{FlowControl, RecvStream};
+use hashbrown::HashSet;
+use slab::Slab;
 
 use super::pace::Pace;
 use super::settings::TunnelSettings;
@@ -41,6 +42,9 @@ const BACKLOGS: u32 = 3;
 /// One stream may take this part of what is left for slow readers. With an eighth, sixteen that stop at the same time
 /// leave a quarter of it to those that come later.
 const SHARE: u32 = 8;
+
+/// Places for streams that an empty tunnel keeps.
+const KEPT: usize = 64;
 
 /// Not worth announcing.
 const SMALL_CHANGE: u32 = 64 * 1024;
@@ -54,9 +58,9 @@ pub(super) struct Backlog(Rc<Streams>);
 
 #[derive(Default)]
 struct Streams {
-    /// Those whose apps have not taken all that was given to them.
-    slow: RefCell<HashMap<StreamId, FlowControl>>,
-    open: RefCell<HashMap<StreamId, FlowControl>>,
+    open: RefCell<Slab<FlowControl>>,
+    /// Of those, the ones whose apps do not take what has come.
+    slow: RefCell<HashSet<usize>>,
     /// Bytes that were taken, of all streams there ever were.
     released: Cell<u64>,
     /// When the tunnel is gone: for what streams still hold.
@@ -70,8 +74,9 @@ struct Streams {
 impl Backlog {
     /// Bytes that have come in slow streams and have not been taken.
     fn held(&self) -> u32 {
-        let streams = self.0.slow.borrow();
-        let held: usize = streams.values().map(FlowControl::used_capacity).sum();
+        let (slow, open) = (self.0.slow.borrow(), self.0.open.borrow());
+        let streams = slow.iter().filter_map(|number| open.get(*number));
+        let held: usize = streams.map(FlowControl::used_capacity).sum();
         u32::try_from(held).unwrap_or(u32::MAX)
     }
 
@@ -82,20 +87,20 @@ impl Backlog {
 
     /// Has the library look at the window of each stream, whether there is something to give back to the peer.
     fn look_again(&self) {
-        for flow in self.0.open.borrow_mut().values_mut() {
+        for (_, flow) in &mut *self.0.open.borrow_mut() {
             // It fails only for more than was received.
             let _ = flow.release_capacity(0);
         }
     }
 
-    /// An app begins to take what came in a stream. If it goes no further, the windows have to be adapted, and what came
-    /// may have used them up: then no more bytes come that would see to that.
+    /// An app takes no more of what came in a stream. If that has used up the windows, they have to be adapted: no more
+    /// bytes come that would see to that.
     ///
     /// Half of the room is used up only if a stream has its part of that half.
-    fn note_begun(&self, flow: &FlowControl) {
+    fn note_stopped(&self, used: usize) {
         let mut driver = self.0.driver.borrow_mut();
         let part = self.0.room.get() as usize / 2 / self.open().max(1);
-        if flow.used_capacity() >= part
+        if used >= part
             && let Some(driver) = driver.take()
         {
             driver.wake();
@@ -118,48 +123,58 @@ impl Backlog {
 
 /// What has come in one stream, and whether the app takes it.
 pub(super) struct Arrivals {
-    flow: FlowControl,
     backlog: Backlog,
+    number: usize,
     /// Given to the app and not taken yet.
     in_hand: usize,
+    slow: bool,
 }
 
 impl Arrivals {
     pub(super) fn new(recv: &mut RecvStream, backlog: &Backlog) -> Self {
         let flow = recv.flow_control().clone();
-        let mut open = backlog.0.open.borrow_mut();
-        open.insert(flow.stream_id(), flow.clone());
         Self {
-            flow,
             backlog: backlog.clone(),
+            number: backlog.0.open.borrow_mut().insert(flow),
             in_hand: 0,
+            slow: false,
         }
     }
 
-    /// Nobody reads this stream yet.
-    pub(super) fn hold(&self) {
-        let mut streams = self.backlog.0.slow.borrow_mut();
-        streams.insert(self.flow.stream_id(), self.flow.clone());
+    /// Nobody takes what comes.
+    pub(super) fn hold(&mut self) {
+        if !self.slow {
+            self.slow = true;
+            self.backlog.0.slow.borrow_mut().insert(self.number);
+        }
     }
 
-    pub(super) fn unhold(&self) {
-        let mut streams = self.backlog.0.slow.borrow_mut();
-        streams.remove(&self.flow.stream_id());
+    pub(super) fn unhold(&mut self) {
+        if self.slow {
+            self.slow = false;
+            self.backlog.0.slow.borrow_mut().remove(&self.number);
+        }
     }
 
     /// The app gets so much more to take.
     pub(super) fn give(&mut self, len: usize) {
-        if self.in_hand == 0 {
-            self.hold();
-            self.backlog.note_begun(&self.flow);
-        }
         self.in_hand += len;
+    }
+
+    /// The app does not take more of it for now.
+    pub(super) fn stop(&mut self) {
+        if self.slow || self.in_hand == 0 {
+            return;
+        }
+        self.hold();
+        let used = self.with_flow(|flow| flow.used_capacity());
+        self.backlog.note_stopped(used.unwrap_or_default());
     }
 
     /// The app has taken so much: the peer may send as much again.
     pub(super) fn release(&mut self, len: usize) {
         // It fails only for more than was received.
-        if self.flow.release_capacity(len).is_ok() {
+        if let Some(Ok(())) = self.with_flow(|flow| flow.release_capacity(len)) {
             self.backlog.note_released(len);
         }
         self.in_hand = self.in_hand.saturating_sub(len);
@@ -167,15 +182,28 @@ impl Arrivals {
             self.unhold();
         }
     }
+
+    fn with_flow<T>(&self, of: impl FnOnce(&mut FlowControl) -> T) -> Option<T> {
+        self.backlog
+            .0
+            .open
+            .borrow_mut()
+            .get_mut(self.number)
+            .map(of)
+    }
 }
 
 impl Drop for Arrivals {
     fn drop(&mut self) {
         self.unhold();
-        // The library lets go of the rest with the stream.
-        self.backlog.note_released(self.flow.used_capacity());
         let mut open = self.backlog.0.open.borrow_mut();
-        open.remove(&self.flow.stream_id());
+        if let Some(flow) = open.try_remove(self.number) {
+            // The library lets go of the rest with the stream.
+            self.backlog.note_released(flow.used_capacity());
+        }
+        if open.is_empty() && open.capacity() > KEPT {
+            open.shrink_to_fit();
+        }
     }
 }
 

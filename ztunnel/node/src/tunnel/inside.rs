@@ -180,6 +180,9 @@ impl AsyncRead for Pipe {
         let len = ends.unread.len().min(buf.remaining());
         buf.put_slice(&ends.unread[..len]);
         ends.consume(len);
+        if !ends.unread.is_empty() {
+            ends.stream.stop();
+        }
         Poll::Ready(Ok(()))
     }
 }

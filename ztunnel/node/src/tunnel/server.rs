@@ -214,7 +214,7 @@ impl Request {
         backlog: &Backlog,
     ) -> Box<Self> {
         let (head, mut recv) = request.into_parts();
-        let early = Arrivals::new(&mut recv, backlog);
+        let mut early = Arrivals::new(&mut recv, backlog);
         early.hold();
         // It goes through several hands, and each would have room for it.
         Box::new(Self {

@@ -76,6 +76,8 @@ impl Stream {
 }
 
 impl Far for Stream {
+    const QUEUES: bool = true;
+
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, FarError>> {
         // What the library still has buffered came from a peer that is not believed any more.
         if let Some(reason) = self.0.cut.reason() {
@@ -104,8 +106,16 @@ impl Far for Stream {
         }
     }
 
+    fn is_at_end(&self) -> bool {
+        self.0.recv.is_end_stream()
+    }
+
     fn release(&mut self, len: usize) {
         self.0.arrivals.release(len);
+    }
+
+    fn stop(&mut self) {
+        self.0.arrivals.stop();
     }
 
     fn poll_capacity(
@@ -157,12 +167,16 @@ impl Far for Stream {
     }
 
     fn finish(&mut self) -> Result<(), FarError> {
-        self.yield_capacity();
-        self.0
-            .send
-            .send_data(Bytes::new(), true)
-            .map_err(|_| self.closed())?;
+        self.send_last(Bytes::new())
+    }
+
+    /// In one frame.
+    fn send_last(&mut self, data: Bytes) -> Result<(), FarError> {
+        let sent = self.0.send.send_data(data, true);
+        sent.map_err(|_| self.closed())?;
+        self.0.sent = true;
         self.0.sent_end = true;
+        self.yield_capacity();
         Ok(())
     }
 

@@ -3,11 +3,12 @@
 use std::future::poll_fn;
 
 use h2::Reason as Code;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use tokio::task::yield_now;
 
 use super::*;
 use crate::relay::test_bulk::{LEN, exchange};
-use crate::relay::{self, Far as _, RelayError, ResetOnDrop};
+use crate::relay::{self, Far as _, FarError, RelayError, ResetOnDrop};
 use crate::telemetry::Traffic;
 
 async fn pair() -> (TcpStream, TcpStream) {
@@ -254,6 +255,60 @@ fn an_idle_connection_leaves_the_window_to_others() {
         app.shutdown().await.unwrap();
         assert!(matches!(end.await.unwrap(), (Ok(()), 1_048_576, 0)));
         assert_eq!(server.accepted.get(), 1);
+    });
+}
+
+/// An app says something, then does `end`, all of it before it is relayed. Says whether its end came together with data,
+/// and how the stream ended.
+async fn said_before(end: impl FnOnce(TcpStream)) -> (bool, Result<(), FarError>) {
+    let ca = TestCa::new("one");
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let tell = Cell::new(Some(tell));
+    let serve = move |request| {
+        let (mut stream, tell) = (open(request), tell.take().unwrap());
+        async move {
+            let mut together = false;
+            let end = loop {
+                match poll_fn(|cx| stream.poll_data(cx)).await {
+                    Ok(Some(_)) => together = stream.is_at_end(),
+                    Ok(None) => break Ok(()),
+                    Err(err) => break Err(err),
+                }
+            };
+            assert!(tell.send((together, end)).is_ok());
+        }
+    };
+    let server = Server::start(ca.credential(DB), TunnelSettings::default(), serve).await;
+    let client = Client::new(&ca, server.addr, DB, TunnelSettings::default());
+    let stream = client.open().await.unwrap().stream;
+    let (mut app, side) = pair().await;
+    app.write_all(b"bye").await.unwrap();
+    end(app);
+    while !side
+        .ready(Interest::READABLE)
+        .await
+        .unwrap()
+        .is_read_closed()
+    {
+        yield_now().await;
+    }
+    let _relayed = relay(side, stream);
+    told.await.unwrap()
+}
+
+#[test]
+fn an_end_that_follows_its_data_goes_with_it() {
+    run(async {
+        assert!(matches!(said_before(drop).await, (true, Ok(()))));
+    });
+}
+
+#[test]
+fn a_reset_that_follows_data_is_no_end() {
+    run(async {
+        let reset = |app: TcpStream| app.set_zero_linger().unwrap();
+        let end = said_before(reset).await;
+        assert!(matches!(end, (false, Err(FarError::Reset(_)))), "{end:?}");
     });
 }
 

@@ -75,6 +75,7 @@ async fn each<T: 'static, U: 'static>(
 /// Reads once and never again.
 async fn stall(mut stream: Stream) {
     drop(poll_fn(|cx| stream.poll_data(cx)).await);
+    stream.stop();
     pending().await
 }
 
@@ -177,6 +178,7 @@ fn readers_that_go_on_get_everything_and_the_windows_back() {
             async move {
                 let mut stream = open(request);
                 let first = poll_fn(|cx| stream.poll_data(cx)).await.unwrap().unwrap();
+                stream.stop();
                 waiting.wait_for(|go_on| *go_on).await.unwrap();
                 stream.release(first.len());
                 assert_eq!(first.len() + read(&mut stream).await, 8 * MIB);
@@ -222,6 +224,7 @@ fn readers_that_stall_in_many_tunnels_stay_in_the_budget_and_hold_up_nobody() {
             let mut stream = open(request);
             if !reads {
                 drop(poll_fn(|cx| stream.poll_data(cx)).await);
+                stream.stop();
                 poll_fn(|cx| stream.poll_broken(cx)).await;
                 return;
             }
@@ -352,6 +355,7 @@ async fn read_in_parts(stream: &mut Stream) -> usize {
     let mut received = 0;
     while let Some(data) = poll_fn(|cx| stream.poll_data(cx)).await.unwrap() {
         for part in data.chunks(20_000) {
+            stream.stop();
             yield_now().await;
             stream.release(part.len());
         }
