@@ -155,7 +155,7 @@ settings! {
     ZTUNNEL_BPF_DIR = Value("/sys/fs/bpf/ztunnel"),
         "an absolute path in a bpf file system", "where capture is pinned, so that it outlives the daemon";
 }
-"Read and checked, not applied yet" {
+"TCP connections" {
     KEEPALIVE_ENABLED = Value("true"),
         "true or false", "TCP keepalive, except towards apps: both ends are in the same pod";
     KEEPALIVE_TIME = Value("180s"),
