@@ -5,6 +5,7 @@
 
 mod heap;
 
+use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -67,17 +68,31 @@ impl Profiles {
             .build()
             .map_err(|err| failed(format!("samples cannot be taken: {err}\n")))?;
         sleep(Duration::from_secs(seconds)).await;
-        // Names are looked for in the debug information of the whole program.
-        let profile = spawn_blocking(move || {
+        translated("samples", move || {
             let report = sampling.report().build()?;
             report.pprof().map(|profile| profile.encode_to_vec())
-        });
-        match profile.await {
-            Ok(Ok(profile)) => Ok(Response::new(profile.into())),
-            Ok(Err(err)) => Err(failed(format!("the samples cannot be told: {err}\n"))),
-            Err(err) => Err(failed(format!("the samples cannot be told: {err}\n"))),
-        }
+        })
+        .await
     }
+}
+
+/// Addresses become names, which are looked for in the debug information of the whole program: 170 MiB that would stay
+/// mapped for the next time.
+async fn translated<E: Display + Send + 'static>(
+    what: &str,
+    translate: impl FnOnce() -> Result<Vec<u8>, E> + Send + 'static,
+) -> Answer {
+    let translating = spawn_blocking(|| {
+        let profile = translate();
+        backtrace::clear_symbol_cache();
+        profile
+    });
+    let why = match translating.await {
+        Ok(Ok(profile)) => return Ok(Response::new(profile.into())),
+        Ok(Err(err)) => err.to_string(),
+        Err(err) => err.to_string(),
+    };
+    Err(failed(format!("the {what} cannot be told: {why}\n")))
 }
 
 /// An answer, or why there is none.
@@ -103,15 +118,11 @@ async fn heap() -> Answer {
              ask again\n",
         ));
     }
-    let profile = spawn_blocking(|| {
+    translated("heap", || {
         let samples = sampler::samples().map_err(|err| err.to_string())?;
         heap::profile(&samples).map_err(|err| err.to_string())
-    });
-    match profile.await {
-        Ok(Ok(profile)) => Ok(Response::new(profile.into())),
-        Ok(Err(err)) => Err(failed(format!("the heap cannot be told: {err}\n"))),
-        Err(err) => Err(failed(format!("the heap cannot be told: {err}\n"))),
-    }
+    })
+    .await
 }
 
 fn heap_profiling(request: &Request) -> Answer {
