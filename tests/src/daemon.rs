@@ -266,6 +266,13 @@ fn cgroup_of(pid: u32) -> Result<Option<PathBuf>> {
     Ok(own.then_some(cgroup_root()?.join(path)))
 }
 
+/// The lines of a file that somebody writes to: the last one may be there in part, as far as a page goes.
+pub(crate) fn whole_lines(file: &Path) -> String {
+    let text = fs::read(file).unwrap_or_default();
+    let end = text.iter().rposition(|byte| *byte == b'\n');
+    String::from_utf8_lossy(&text[..end.map_or(0, |end| end + 1)]).into_owned()
+}
+
 /// The last lines of a file.
 pub(crate) fn tail(file: &Path, lines: usize) -> String {
     let text = fs::read(file).unwrap_or_default();

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::daemon::whole_lines;
 use crate::error::{Doing, LabError, Result};
 use crate::place::Place;
 use crate::process::{Process, Program};
@@ -74,7 +75,7 @@ impl Nginx {
     /// Client addresses of all requests so far, oldest first.
     #[must_use]
     pub fn clients(&self) -> Vec<IpAddr> {
-        let text = fs::read_to_string(self.dir.join("access.log")).unwrap_or_default();
+        let text = whole_lines(&self.dir.join("access.log"));
         text.lines()
             .filter_map(|line| line.split(' ').next()?.parse().ok())
             .collect()

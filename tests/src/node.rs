@@ -121,7 +121,7 @@ impl Node {
     /// What the daemons of this node have logged.
     #[must_use]
     pub fn log(&self) -> String {
-        fs::read_to_string(self.log_file()).unwrap_or_default()
+        daemon::whole_lines(&self.log_file())
     }
 
     /// The last lines of the log, for people.
