@@ -11,6 +11,15 @@ mod authority;
 mod baggage;
 mod connect;
 mod error_code;
+#[cfg_attr(
+    not(test),
+    expect(
+        dead_code,
+        unused_imports,
+        reason = "the framing that uses it comes next"
+    )
+)]
+mod hpack;
 mod proxy_header;
 mod response;
 mod trace;
