@@ -11,15 +11,8 @@ mod authority;
 mod baggage;
 mod connect;
 mod error_code;
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        unused_imports,
-        reason = "the framing that uses it comes next"
-    )
-)]
 mod hpack;
+pub mod http2;
 mod proxy_header;
 mod response;
 mod trace;
