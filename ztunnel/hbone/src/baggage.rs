@@ -1,10 +1,9 @@
 //! What each side tells the other about its workload, for telemetry. Never a ground for a decision: the peer can
 //! write here what it likes.
 
-use http::HeaderValue;
-use http::header::HeaderName;
+use crate::text::visible;
 
-pub(crate) const HEADER: HeaderName = HeaderName::from_static("baggage");
+pub(crate) const HEADER: &str = "baggage";
 
 /// How much of a peer's baggage is looked at: a few times what a workload needs.
 const LONGEST: usize = 4096;
@@ -31,13 +30,13 @@ const WORKLOAD_KEYS: [(&str, &str); 4] = [
 ];
 
 impl<'a> Baggage<'a> {
-    /// As a header. There is no escaping in it, so a value that could not be told from its surroundings is left out.
-    #[must_use]
-    pub fn header(&self) -> HeaderValue {
+    /// Writes it as the value of a header. There is no escaping in it, so a value that could not be told from its
+    /// surroundings is left out.
+    pub(crate) fn write(&self, text: &mut String) {
         let typed = WORKLOAD_KEYS
             .iter()
             .find(|(kind, _)| *kind == self.workload_type);
-        let mut text = String::with_capacity(256);
+        let begin = text.len();
         for (key, value) in [
             ("k8s.cluster.name", self.cluster),
             ("k8s.namespace.name", self.namespace),
@@ -50,23 +49,22 @@ impl<'a> Baggage<'a> {
             if key.is_empty() || value.is_empty() || !value.bytes().all(plain) {
                 continue;
             }
-            if !text.is_empty() {
+            if text.len() > begin {
                 text.push(',');
             }
             text.push_str(key);
             text.push('=');
             text.push_str(value);
         }
-        HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
     }
 
     /// Reads the header lines of a peer. What is not understood is passed over.
     #[must_use]
-    pub fn parse(lines: impl IntoIterator<Item = &'a HeaderValue>) -> Self {
+    pub fn parse(lines: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut baggage = Self::default();
         let mut left = LONGEST;
         for line in lines {
-            let Ok(line) = line.to_str() else { continue };
+            let Some(line) = visible(line) else { continue };
             if line.len() > left {
                 break;
             }
@@ -120,12 +118,14 @@ mod tests {
         zone: "z1",
     };
 
+    fn header(baggage: &Baggage<'_>) -> String {
+        let mut text = String::new();
+        baggage.write(&mut text);
+        text
+    }
+
     fn parse(lines: &[&str]) -> String {
-        let lines: Vec<_> = lines
-            .iter()
-            .map(|line| HeaderValue::from_str(line).unwrap())
-            .collect();
-        let b = Baggage::parse(&lines);
+        let b = Baggage::parse(lines.iter().map(|line| line.as_bytes()));
         [
             b.cluster,
             b.namespace,
@@ -143,7 +143,7 @@ mod tests {
     fn keys_come_in_the_order_of_the_contract() {
         let expected = "k8s.cluster.name=Kubernetes,k8s.namespace.name=shop,k8s.deployment.name=web,\
                         service.name=web,service.version=v1,cloud.region=r1,cloud.availability_zone=z1";
-        assert_eq!(WEB.header(), expected);
+        assert_eq!(header(&WEB), expected);
     }
 
     #[test]
@@ -156,8 +156,8 @@ mod tests {
             ..WEB
         };
         let expected = "k8s.namespace.name=shop,k8s.deployment.name=web,cloud.availability_zone=z1";
-        assert_eq!(odd.header(), expected);
-        assert_eq!(Baggage::default().header(), "");
+        assert_eq!(header(&odd), expected);
+        assert_eq!(header(&Baggage::default()), "");
     }
 
     #[test]
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn header_survives_a_round_trip() {
-        assert_eq!(Baggage::parse([&WEB.header()]), WEB);
+        assert_eq!(Baggage::parse([header(&WEB).as_bytes()]), WEB);
     }
 
     #[test]

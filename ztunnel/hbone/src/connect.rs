@@ -4,20 +4,22 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
-use http::header::HeaderName;
-use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
+use http::StatusCode;
 
 use crate::authority::{Authority, BadAuthority};
 use crate::baggage::{self, Baggage};
+use crate::http2::{Field, Fields};
+use crate::text::visible;
 use crate::trace::{self, Traceparent};
 
-const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
-const FORWARDED_NETWORK: HeaderName = HeaderName::from_static("x-forwarded-network");
-/// Of IPv6, with brackets, scope and port.
-const LONGEST_ADDRESS: usize = 64;
+const METHOD: &str = ":method";
+const AUTHORITY: &str = ":authority";
+const FORWARDED: &str = "forwarded";
+const FORWARDED_NETWORK: &str = "x-forwarded-network";
 /// Longest host of a `forwarded` header that is taken note of.
 const LONGEST_HOST: usize = 253;
+/// Of a method that is told about.
+const LONGEST_METHOD: usize = 32;
 
 /// What a client says to open one stream.
 #[derive(Clone, Debug)]
@@ -34,34 +36,52 @@ pub struct Connect<'a> {
     pub trace: Traceparent,
 }
 
+/// What cannot stand in a header, and so is not sent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {value:?} cannot stand in a header")]
+pub struct NotAHeader {
+    what: &'static str,
+    value: Box<str>,
+}
+
 impl Connect<'_> {
-    /// As a request of HTTP/2.
+    /// Gives `send` the head of the request.
     ///
     /// # Errors
     /// When the name of the service or the network cannot stand in a header.
-    pub fn request(&self) -> Result<Request<()>, http::Error> {
-        // Room for the whole text at once: what grows as it is written is moved several times.
-        let mut authority = String::with_capacity(LONGEST_ADDRESS);
-        let _ = write!(authority, "{}", self.authority);
-        let service = self.service.map_or(0, str::len);
-        let mut forwarded = String::with_capacity(LONGEST_ADDRESS + 16 + service);
-        let _ = write!(forwarded, "for=\"{}\"", self.from);
+    pub fn head<T>(&self, send: impl FnOnce(&[Field<'_>]) -> T) -> Result<T, NotAHeader> {
+        for (what, value) in [("service", self.service), ("network", self.network)] {
+            if let Some(value) = value.filter(|value| visible(value.as_bytes()).is_none()) {
+                let value = value.into();
+                return Err(NotAHeader { what, value });
+            }
+        }
+        // One text with room for the whole: what grows as it is written is moved several times. Writing does not fail.
+        let mut text = String::with_capacity(512);
+        let _ = write!(text, "{}", self.authority);
+        let authority = text.len();
+        let _ = write!(text, "for=\"{}\"", self.from);
         if let Some(service) = self.service {
-            forwarded.push_str(";host=");
-            forwarded.push_str(service);
+            text.push_str(";host=");
+            text.push_str(service);
         }
-        let mut request = Request::new(());
-        *request.method_mut() = Method::CONNECT;
-        *request.uri_mut() = Uri::builder().authority(authority).build()?;
-        let headers = request.headers_mut();
-        headers.reserve(4);
-        headers.insert(baggage::HEADER, self.baggage.header());
-        headers.insert(FORWARDED, HeaderValue::try_from(forwarded)?);
-        headers.insert(trace::HEADER, self.trace.header());
-        if let Some(network) = self.network {
-            headers.insert(FORWARDED_NETWORK, HeaderValue::from_str(network)?);
-        }
-        Ok(request)
+        let forwarded = text.len();
+        self.baggage.write(&mut text);
+        let (authority, rest) = text.as_bytes().split_at(authority);
+        let (forwarded, baggage) = rest.split_at(forwarded - authority.len());
+        let head = [
+            Field::usual(METHOD, b"CONNECT"),
+            Field::unique(AUTHORITY, authority),
+            Field::usual(baggage::HEADER, baggage),
+            Field::unique(FORWARDED, forwarded),
+            Field::unique(trace::HEADER, self.trace.as_bytes()),
+            Field::usual(
+                FORWARDED_NETWORK,
+                self.network.unwrap_or_default().as_bytes(),
+            ),
+        ];
+        let fields = if self.network.is_some() { 6 } else { 5 };
+        Ok(send(&head[..fields]))
     }
 }
 
@@ -73,14 +93,14 @@ pub struct Asked {
     pub service: Option<Box<str>>,
     /// The client's name for this connection.
     pub trace: Option<Traceparent>,
-    headers: HeaderMap,
+    head: Fields,
 }
 
 /// A request that opens no stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadConnect {
     #[error("method {0} where only CONNECT is served")]
-    Method(Method),
+    Method(Box<str>),
     #[error("CONNECT with a scheme or a path")]
     Extended,
     #[error("CONNECT without an authority")]
@@ -102,35 +122,35 @@ impl Asked {
     ///
     /// # Errors
     /// When it is not a CONNECT to something.
-    pub fn parse(request: Request<()>) -> Result<Self, BadConnect> {
-        let (head, ()) = request.into_parts();
-        if head.method != Method::CONNECT {
-            return Err(BadConnect::Method(head.method));
+    pub fn parse(head: Fields) -> Result<Self, BadConnect> {
+        let method = head.first(METHOD).unwrap_or_default();
+        if method != b"CONNECT" {
+            let method = method.get(..LONGEST_METHOD).unwrap_or(method);
+            let method = method.escape_ascii().to_string();
+            return Err(BadConnect::Method(method.into()));
         }
-        let (scheme, path): (Option<&Scheme>, Option<&PathAndQuery>) =
-            (head.uri.scheme(), head.uri.path_and_query());
-        if scheme.is_some() || path.is_some_and(|path| path.as_str() != "") {
+        if head.first(":scheme").is_some() || head.first(":path").is_some() {
             return Err(BadConnect::Extended);
         }
-        let authority = head.uri.authority().ok_or(BadConnect::NoAuthority)?;
+        let authority = head.first(AUTHORITY).ok_or(BadConnect::NoAuthority)?;
         Ok(Self {
-            authority: authority.as_str().parse()?,
-            service: head.headers.get(FORWARDED).and_then(forwarded_host),
-            trace: head.headers.get(trace::HEADER).and_then(Traceparent::parse),
-            headers: head.headers,
+            authority: String::from_utf8_lossy(authority).parse()?,
+            service: head.first(FORWARDED).and_then(forwarded_host),
+            trace: head.first(trace::HEADER).and_then(Traceparent::parse),
+            head,
         })
     }
 
     /// What the client says about its workload: for telemetry only.
     #[must_use]
     pub fn baggage(&self) -> Baggage<'_> {
-        Baggage::parse(self.headers.get_all(baggage::HEADER))
+        Baggage::parse(self.head.all(baggage::HEADER))
     }
 }
 
 /// The `host=` of the first element of a `forwarded` header.
-fn forwarded_host(value: &HeaderValue) -> Option<Box<str>> {
-    let first = value.to_str().ok()?.split(',').next()?;
+fn forwarded_host(value: &[u8]) -> Option<Box<str>> {
+    let first = visible(value)?.split(',').next()?;
     let host = first.split(';').find_map(|pair| {
         let (key, host) = pair.split_once('=')?;
         key.trim().eq_ignore_ascii_case("host").then_some(host)
@@ -143,7 +163,20 @@ fn forwarded_host(value: &HeaderValue) -> Option<Box<str>> {
 mod tests {
     use super::*;
 
-    fn connect(authority: &str, from: &str, service: Option<&str>) -> Request<()> {
+    fn head(connect: &Connect<'_>) -> Result<Fields, NotAHeader> {
+        fn read(fields: &[Field<'_>]) -> Vec<(&'static str, String)> {
+            let text = |value| str::from_utf8(value).unwrap().to_owned();
+            let fields = fields.iter();
+            fields
+                .map(|field| (field.name, text(field.value)))
+                .collect()
+        }
+        let fields = connect.head(read)?;
+        let fields = fields.iter().map(|(name, value)| (*name, value.as_str()));
+        Ok(fields.collect())
+    }
+
+    fn connect<'a>(authority: &str, from: &str, service: Option<&'a str>) -> Connect<'a> {
         Connect {
             authority: authority.parse().unwrap(),
             baggage: Baggage {
@@ -155,8 +188,10 @@ mod tests {
             network: None,
             trace: Traceparent::new(1, 2),
         }
-        .request()
-        .unwrap()
+    }
+
+    fn first<'a>(head: &'a Fields, name: &str) -> Option<&'a str> {
+        head.first(name).map(|value| str::from_utf8(value).unwrap())
     }
 
     #[test]
@@ -170,41 +205,33 @@ mod tests {
                 "for=\"[fd00::1]:555\";host=db.shop.svc",
             ),
         ] {
-            let request = connect(authority, from, service);
-            assert_eq!(request.method(), Method::CONNECT);
-            assert_eq!(request.uri().to_string(), authority);
-            assert_eq!(request.uri().scheme(), None);
-            assert_eq!(request.headers()[FORWARDED], forwarded);
-            assert_eq!(
-                request.headers()[baggage::HEADER],
-                "k8s.namespace.name=shop"
-            );
-            assert_eq!(request.headers()[trace::HEADER].len(), 55);
-            assert_eq!(request.headers().len(), 3);
+            let head = head(&connect(authority, from, service)).unwrap();
+            assert_eq!(first(&head, METHOD), Some("CONNECT"));
+            assert_eq!(first(&head, AUTHORITY), Some(authority));
+            assert_eq!(first(&head, FORWARDED), Some(forwarded));
+            let baggage = first(&head, baggage::HEADER);
+            assert_eq!(baggage, Some("k8s.namespace.name=shop"));
+            assert_eq!(first(&head, trace::HEADER).unwrap().len(), 55);
+            assert_eq!(head.iter().count(), 5);
         }
     }
 
     #[test]
     fn the_network_of_the_client_is_told_through_a_gateway_only() {
-        let mut connect = Connect {
-            authority: "db.shop.svc:80".parse().unwrap(),
-            baggage: Baggage::default(),
-            from: "10.0.0.1:1".parse().unwrap(),
-            service: Some("db.shop.svc"),
-            network: Some("west"),
-            trace: Traceparent::new(1, 2),
-        };
-        let request = connect.request().unwrap();
-        assert_eq!(request.headers()["x-forwarded-network"], "west");
-        assert_eq!(request.uri().to_string(), "db.shop.svc:80");
+        let mut connect = connect("db.shop.svc:80", "10.0.0.1:1", Some("db.shop.svc"));
+        connect.network = Some("west");
+        let told = head(&connect).unwrap();
+        assert_eq!(first(&told, "x-forwarded-network"), Some("west"));
+        assert_eq!(first(&told, AUTHORITY), Some("db.shop.svc:80"));
         connect.network = None;
-        let request = connect.request().unwrap();
-        assert!(!request.headers().contains_key("x-forwarded-network"));
+        let told = head(&connect).unwrap();
+        assert_eq!(first(&told, "x-forwarded-network"), None);
     }
 
     #[test]
     fn what_was_sent_is_what_was_asked() {
-        let asked = Asked::parse(connect("10.0.0.2:80", "10.0.0.1:5", Some("db.svc"))).unwrap();
+        let sent = head(&connect("10.0.0.2:80", "10.0.0.1:5", Some("db.svc")));
+        let asked = Asked::parse(sent.unwrap()).unwrap();
         assert_eq!(asked.authority.to_string(), "10.0.0.2:80");
         assert_eq!(asked.service.as_deref(), Some("db.svc"));
         assert_eq!(asked.trace, Some(Traceparent::new(1, 2)));
@@ -213,45 +240,38 @@ mod tests {
 
     #[test]
     fn a_service_name_that_is_no_header_is_an_error() {
-        let connect = Connect {
-            authority: "10.0.0.2:80".parse().unwrap(),
-            baggage: Baggage::default(),
-            from: "10.0.0.1:1".parse().unwrap(),
-            service: Some("a\nb"),
-            network: None,
-            trace: Traceparent::new(1, 2),
-        };
-        assert!(connect.request().is_err());
+        let err = head(&connect("10.0.0.2:80", "10.0.0.1:1", Some("a\nb"))).unwrap_err();
+        let expected = "service \"a\\nb\" cannot stand in a header";
+        assert_eq!(err.to_string(), expected);
     }
 
     #[test]
     fn everything_else_is_refused_with_400() {
-        let request = |method: Method, uri: &str| {
-            Request::builder().method(method).uri(uri).body(()).unwrap()
-        };
-        for (request, expected) in [
+        let connect = (METHOD, "CONNECT");
+        for (head, expected) in [
             (
-                request(Method::GET, "10.0.0.1:80"),
+                &[(METHOD, "GET"), (AUTHORITY, "10.0.0.1:80")][..],
                 "method GET where only CONNECT is served",
             ),
             (
-                request(Method::CONNECT, "http://10.0.0.1:80/x"),
+                &[connect, (":scheme", "http"), (AUTHORITY, "a:1")],
                 "CONNECT with a scheme or a path",
             ),
             (
-                request(Method::CONNECT, "/x"),
+                &[connect, (":path", "/x")],
                 "CONNECT with a scheme or a path",
             ),
+            (&[connect], "CONNECT without an authority"),
             (
-                request(Method::CONNECT, "10.0.0.1"),
+                &[connect, (AUTHORITY, "10.0.0.1")],
                 "authority \"10.0.0.1\" is neither ip:port, [ipv6]:port nor hostname:port",
             ),
             (
-                request(Method::CONNECT, "user@db:80"),
+                &[connect, (AUTHORITY, "user@db:80")],
                 "authority \"user@db:80\" is neither ip:port, [ipv6]:port nor hostname:port",
             ),
         ] {
-            let err = Asked::parse(request).unwrap_err();
+            let err = Asked::parse(head.iter().copied().collect()).unwrap_err();
             assert_eq!(err.to_string(), expected);
             assert_eq!(err.status(), 400);
         }
@@ -268,8 +288,8 @@ mod tests {
             ("host=", None),
             ("", None),
         ] {
-            let header = HeaderValue::from_str(header).unwrap();
-            assert_eq!(forwarded_host(&header).as_deref(), expected, "{header:?}");
+            let host = forwarded_host(header.as_bytes());
+            assert_eq!(host.as_deref(), expected, "{header:?}");
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The answer to a CONNECT.
 
-use http::{Response, StatusCode};
+use http::StatusCode;
 
 use crate::baggage::{self, Baggage};
+use crate::http2::{Field, Fields};
 
 /// What a peer answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,23 +16,25 @@ pub enum Answer {
 impl Answer {
     /// Only 200 opens a stream.
     #[must_use]
-    pub fn classify<B>(response: &Response<B>) -> Self {
-        match response.status() {
-            StatusCode::OK => Self::Open,
-            status => Self::Refused(status),
+    pub fn classify(head: &Fields) -> Self {
+        let status = head.first(":status").unwrap_or_default();
+        match StatusCode::from_bytes(status) {
+            Ok(StatusCode::OK) => Self::Open,
+            Ok(status) => Self::Refused(status),
+            // Below 100: no status at all.
+            Err(_) => Self::Refused(StatusCode::BAD_GATEWAY),
         }
     }
 
-    /// The answer that opens a stream, with what this side tells about its workload, if it does.
-    #[must_use]
-    pub fn open(baggage: Option<&Baggage<'_>>) -> Response<()> {
-        let mut response = Response::new(());
-        if let Some(baggage) = baggage {
-            response
-                .headers_mut()
-                .insert(baggage::HEADER, baggage.header());
-        }
-        response
+    /// Gives `send` the head of the answer that opens a stream, with what this side tells about its workload, if it does.
+    pub fn open<T>(baggage: Option<&Baggage<'_>>, send: impl FnOnce(&[Field<'_>]) -> T) -> T {
+        const OK: Field<'_> = Field::usual(":status", b"200");
+        let Some(baggage) = baggage else {
+            return send(&[OK]);
+        };
+        let mut text = String::with_capacity(256);
+        baggage.write(&mut text);
+        send(&[OK, Field::usual(baggage::HEADER, text.as_bytes())])
     }
 }
 
@@ -56,12 +59,10 @@ impl Refusal {
         }
     }
 
-    /// The answer; it ends the stream.
-    #[must_use]
-    pub fn response(self) -> Response<()> {
-        let mut response = Response::new(());
-        *response.status_mut() = self.status();
-        response
+    /// Gives `send` the head of the answer; it ends the stream.
+    pub fn answer<T>(self, send: impl FnOnce(&[Field<'_>]) -> T) -> T {
+        let status = self.status();
+        send(&[Field::usual(":status", status.as_str().as_bytes())])
     }
 }
 
@@ -69,39 +70,48 @@ impl Refusal {
 mod tests {
     use super::*;
 
+    fn head(fields: &[Field<'_>]) -> Fields {
+        let text = |bytes| str::from_utf8(bytes).unwrap();
+        let fields = fields.iter().map(|field| (field.name, text(field.value)));
+        fields.collect()
+    }
+
     #[test]
     fn only_200_opens() {
-        for (status, open) in [(200, true), (204, false), (401, false), (503, false)] {
-            let response = Response::builder().status(status).body(()).unwrap();
-            assert_eq!(
-                Answer::classify(&response) == Answer::Open,
-                open,
-                "{status}"
-            );
+        for (status, open) in [
+            ("200", true),
+            ("204", false),
+            ("401", false),
+            ("099", false),
+        ] {
+            let head = [(":status", status)].into_iter().collect();
+            assert_eq!(Answer::classify(&head) == Answer::Open, open, "{status}");
         }
     }
 
     #[test]
     fn open_says_who_answers() {
-        let response = Answer::open(Some(&Baggage {
+        let shop = Baggage {
             namespace: "shop",
             ..Baggage::default()
-        }));
-        assert_eq!(Answer::classify(&response), Answer::Open);
-        assert_eq!(response.headers()["baggage"], "k8s.namespace.name=shop");
-        let silent = Answer::open(None);
+        };
+        let told = Answer::open(Some(&shop), head);
+        assert_eq!(Answer::classify(&told), Answer::Open);
+        assert_eq!(told.first("baggage"), Some(&b"k8s.namespace.name=shop"[..]));
+        let silent = Answer::open(None, head);
         assert_eq!(Answer::classify(&silent), Answer::Open);
-        assert!(silent.headers().is_empty());
+        assert_eq!(silent.iter().count(), 1);
     }
 
     #[test]
     fn statuses_are_those_of_the_contract() {
         for (refusal, status) in [
-            (Refusal::BadRequest, 400),
-            (Refusal::Denied, 401),
-            (Refusal::Unavailable, 503),
+            (Refusal::BadRequest, "400"),
+            (Refusal::Denied, "401"),
+            (Refusal::Unavailable, "503"),
         ] {
-            assert_eq!(refusal.response().status(), status);
+            let head = refusal.answer(head);
+            assert_eq!(head.first(":status"), Some(status.as_bytes()));
         }
     }
 }

@@ -224,7 +224,6 @@ fn is_refusal_to_talk(err: &DialError) -> bool {
     match err {
         DialError::Timeout { .. } | DialError::Silent { .. } => true,
         DialError::Connect { source, .. } => !is_ours(source),
-        DialError::Http2 { source, .. } => !is_rejection(source),
         DialError::Tls { source, .. } => match source {
             HandshakeError::Timeout { .. } => true,
             HandshakeError::Failed(source) => !is_rejection(source),

@@ -64,10 +64,7 @@ impl HandshakeError {
 /// Tells a peer with the wrong identity, or with a revoked one, from every other failure of a TLS stream.
 #[must_use]
 pub fn failure_reason(error: &io::Error) -> Reason {
-    let inner = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match inner {
+    match cause(error) {
         Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(cause))))
             if cause.is::<WrongIdentity>() =>
         {
@@ -83,11 +80,8 @@ pub fn failure_reason(error: &io::Error) -> Reason {
 pub fn is_rejection(error: &io::Error) -> bool {
     use rustls::AlertDescription as Alert;
 
-    let inner = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     matches!(
-        inner,
+        cause(error),
         Some(rustls::Error::AlertReceived(
             Alert::BadCertificate
                 | Alert::UnsupportedCertificate
@@ -100,6 +94,15 @@ pub fn is_rejection(error: &io::Error) -> bool {
                 | Alert::DecryptError
         ))
     )
+}
+
+fn cause(error: &io::Error) -> Option<&rustls::Error> {
+    let inner = error.get_ref()?;
+    // One that all streams of a tunnel tell.
+    match inner.downcast_ref::<Arc<io::Error>>() {
+        Some(shared) => cause(shared),
+        None => inner.downcast_ref(),
+    }
 }
 
 /// What a handshake has made.

@@ -13,7 +13,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use rustls::Error;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 
 use super::buffer::{self, Buffer};
 use super::record::{ContentType, MAX_PLAINTEXT, Opener};
@@ -58,14 +58,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
         io::Error::new(io::ErrorKind::InvalidData, error)
     }
 
-    /// Data, if there is some now; nothing at its end.
-    fn poll_data(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        loop {
-            self.incoming.give(buf);
-            if buf.remaining() == 0 {
-                return Poll::Ready(Ok(()));
-            }
+    /// Ready when there is something unread, or when nothing follows.
+    fn poll_unread(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.incoming.unread().is_empty() {
             match self.state {
                 State::Open => {}
                 State::Ended => return Poll::Ready(Ok(())),
@@ -83,9 +78,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
                     return Poll::Ready(Err(error));
                 }
             }
-            if buf.filled().len() > before {
-                return Poll::Ready(Ok(()));
-            }
             match self.incoming.poll_receive(cx, &mut self.io) {
                 Poll::Ready(Ok(0)) => {
                     self.state = State::Broken;
@@ -101,6 +93,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
                 }
             }
         }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_take(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
@@ -132,14 +125,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
     }
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+/// What came is opened where it was received, and read from there.
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncBufRead for TlsStream<IO> {
+    fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         let this = self.get_mut();
-        let read = this.poll_data(cx, buf);
+        let unread = this.poll_unread(cx);
         // The peer has asked for another key: there may be nothing to write for a long time. Once, however often it asks
         // before that is sent.
         let is_due = this.state == State::Open && this.session.wants_update();
@@ -151,7 +141,26 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
                 return Poll::Ready(Err(error));
             }
         }
-        read
+        ready!(unread)?;
+        Poll::Ready(Ok(this.incoming.unread()))
+    }
+
+    fn consume(self: Pin<&mut Self>, len: usize) {
+        self.get_mut().incoming.consume(len);
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let unread = ready!(self.as_mut().poll_fill_buf(cx))?;
+        let len = unread.len().min(buf.remaining());
+        buf.put_slice(&unread[..len]);
+        self.consume(len);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -217,17 +226,21 @@ impl Incoming {
         }
     }
 
-    fn give(&mut self, buf: &mut ReadBuf<'_>) {
+    /// What was opened and not read.
+    fn unread(&self) -> &[u8] {
         if !self.early.is_empty() {
-            let len = self.early.len().min(buf.remaining());
-            buf.put_slice(&self.early[..len]);
-            self.early.drain(..len);
+            return &self.early;
         }
         let (begin, end) = self.data;
-        let len = (end - begin).min(buf.remaining());
-        if let (Some(buffer), 1..) = (&self.buffer, len) {
-            buf.put_slice(&buffer[begin..begin + len]);
-            self.data.0 += len;
+        let buffer = self.buffer.as_ref();
+        buffer.map_or(&[], |buffer| &buffer[begin..end])
+    }
+
+    fn consume(&mut self, len: usize) {
+        if self.early.is_empty() {
+            self.data.0 = (self.data.0 + len).min(self.data.1);
+        } else {
+            self.early.drain(..len.min(self.early.len()));
         }
     }
 

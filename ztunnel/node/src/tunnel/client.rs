@@ -4,34 +4,32 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
-use h2::client::{Connection, SendRequest};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
+use ztunnel_hbone::http2::{Connection, StreamError};
 use ztunnel_mesh::addr::HboneAddr;
 use ztunnel_mesh::name::{Identity, Principal};
 use ztunnel_mesh::reason::Reason;
 
 use super::cut::Cut;
-use super::flow::{Backlog, Windowed, Windows};
+use super::flow::{Backlog, Windows};
 use super::inside;
 use super::keepalive::{Beat, Keepalive};
+use super::lane::Shared;
 use super::settings::TunnelSettings;
-use super::stream::io_error;
+use super::transport::Transport;
 use crate::task::Shutdown;
 use crate::telemetry::{PoolMetrics, Retired};
-use crate::tls::{
-    self, Credential, Established, HandshakeError, Negotiated, RevocationWatch, TlsStream,
-};
+use crate::tls::{self, Credential, Established, HandshakeError, Negotiated, RevocationWatch};
 
 /// Why there is no tunnel to a peer.
 #[derive(Debug, thiserror::Error)]
@@ -52,12 +50,6 @@ pub enum DialError {
         #[source]
         source: HandshakeError,
     },
-    #[error("no http/2 with {peer}")]
-    Http2 {
-        peer: HboneAddr,
-        #[source]
-        source: io::Error,
-    },
     #[error("this pod has {tunnels} tunnels in use already, none to {peer}")]
     TooMany { peer: HboneAddr, tunnels: usize },
     #[error("the tunnel to {peer} was silent for {after:?}, and another one is not there in time")]
@@ -70,7 +62,7 @@ impl DialError {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Tls { .. } | Self::Http2 { .. } if inside::reason(self).is_some() => {
+            Self::Tls { .. } if inside::reason(self).is_some() => {
                 inside::reason(self).unwrap_or(Reason::PeerUnreachable)
             }
             Self::Timeout { .. } => Reason::PeerTimeout,
@@ -81,7 +73,6 @@ impl DialError {
             },
             Self::Silent { .. } => Reason::PeerSilent,
             Self::Tls { source, .. } => source.reason(),
-            Self::Http2 { .. } => Reason::PeerProtocol,
             Self::TooMany { .. } => Reason::Overloaded,
             Self::Cut { .. } => Reason::Drained,
         }
@@ -113,7 +104,7 @@ impl TunnelFacts {
 /// An outgoing tunnel, alive as long as the pool or a stream refers to it.
 pub(super) struct Tunnel {
     pub(super) facts: TunnelFacts,
-    requests: RefCell<SendRequest<Bytes>>,
+    connection: Shared,
     /// What we allow; the peer may allow less.
     max_streams: usize,
     streams: Cell<usize>,
@@ -143,18 +134,14 @@ impl Tunnel {
         if self.retired.get() {
             return Err(NoSlot::Full);
         }
-        let mut requests = self.requests.borrow_mut();
-        // Ready or broken: it waits only for a stream of this very handle, and those are made on clones.
-        if let Poll::Ready(Err(err)) = requests.poll_ready(&mut Context::from_waker(Waker::noop()))
-        {
+        let connection = self.connection.borrow();
+        if let Err(err) = connection.may_open() {
             self.retired.set(true);
             self.retires(Retired::Broken);
             return Err(NoSlot::Broken(err));
         }
         // One at least: a peer that allows none for now may allow one later.
-        let limit = requests
-            .current_max_send_streams()
-            .clamp(1, self.max_streams.max(1));
+        let limit = (connection.max_streams()).clamp(1, self.max_streams.max(1));
         let streams = self.streams.get() + 1;
         if streams >= limit {
             self.retired.set(true);
@@ -205,8 +192,8 @@ impl Tunnel {
         }
     }
 
-    pub(super) fn requests(&self) -> SendRequest<Bytes> {
-        self.requests.borrow().clone()
+    pub(super) fn connection(&self) -> &Shared {
+        &self.connection
     }
 
     /// Whether it takes no more streams, ever.
@@ -232,6 +219,12 @@ impl Tunnel {
     }
 }
 
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.connection.borrow_mut().finish();
+    }
+}
+
 impl fmt::Debug for Tunnel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tunnel")
@@ -244,7 +237,7 @@ impl fmt::Debug for Tunnel {
 /// Why a tunnel takes no stream.
 pub(super) enum NoSlot {
     Full,
-    Broken(h2::Error),
+    Broken(StreamError),
 }
 
 /// The place of one stream in its tunnel; keeps the tunnel open.
@@ -266,21 +259,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
 /// The connection below a tunnel: whoever dialed must run it.
 pub(super) struct Driver<IO> {
     peer: HboneAddr,
-    connection: Connection<TlsStream<IO>, Bytes>,
-    keepalive: Option<Keepalive>,
+    transport: Transport<IO>,
+    keepalive: Keepalive,
     idle_release: Duration,
     revocation: RevocationWatch,
     windows: Windows,
-}
-
-impl<IO: Io> Windowed for Connection<TlsStream<IO>, Bytes> {
-    fn resize_streams(&mut self, window: u32) -> bool {
-        self.set_initial_window_size(window).is_ok()
-    }
-
-    fn resize_tunnel(&mut self, window: u32) {
-        self.set_target_window_size(window);
-    }
 }
 
 /// Makes a tunnel over the TCP connection that `connect` gives.
@@ -321,21 +304,15 @@ pub(super) async fn handshake<IO: Io>(
         .map_err(no_tls)?;
     let revocation = credential.watch_server(&tls.peer).map_err(no_tls)?;
     let facts = TunnelFacts::new(&tls);
-    let handshake = settings.client().handshake(tls.stream);
-    let (requests, mut connection) = timeout(settings.handshake_timeout, handshake)
-        .await
-        .map_err(|_| io::ErrorKind::TimedOut.into())
-        .and_then(|done| done.map_err(io_error))
-        .map_err(|source| DialError::Http2 { peer, source })?;
-    let keepalive = connection
-        .ping_pong()
-        .map(|ping| Keepalive::new(ping, settings));
+    // What it says first goes with the first CONNECT.
+    let connection = Connection::client(&settings.client());
+    let transport = Transport::new(connection, tls.stream);
     let backlog = Backlog::default();
     let streams = u32::try_from(settings.max_streams).unwrap_or(u32::MAX);
     let windows = Windows::new(settings, streams, backlog.clone());
     let tunnel = Tunnel {
         facts,
-        requests: RefCell::new(requests),
+        connection: Rc::clone(transport.connection()),
         max_streams: settings.max_streams,
         streams: Cell::new(0),
         used: Cell::new(Instant::now()),
@@ -352,8 +329,8 @@ pub(super) async fn handshake<IO: Io>(
     // It goes from hand to hand, and each future on the way would have room for it.
     let driver = Box::new(Driver {
         peer,
-        connection,
-        keepalive,
+        transport,
+        keepalive: Keepalive::new(settings),
         idle_release: settings.idle_release,
         revocation,
         windows,
@@ -389,11 +366,8 @@ impl<IO: Io> Driver<IO> {
                 }
                 return Poll::Ready(Err(io::Error::other(Reason::PeerRevoked.code())));
             }
-            if let Poll::Ready(end) = Pin::new(&mut self.connection).poll(cx) {
-                return Poll::Ready(end.map_err(io_error));
-            }
-            if self.windows.adapt(&mut self.connection, cx.waker()) {
-                cx.waker().wake_by_ref();
+            if let Poll::Ready(end) = self.transport.poll(cx) {
+                return Poll::Ready(end);
             }
             if let Some(tunnel) = tunnel.upgrade() {
                 let mut driver = tunnel.driver.borrow_mut();
@@ -403,25 +377,30 @@ impl<IO: Io> Driver<IO> {
                 {
                     *driver = Some(cx.waker().clone());
                 }
-                if let (true, Some(keepalive)) = (tunnel.asked.take(), &mut self.keepalive) {
-                    keepalive.hurry();
+                if tunnel.asked.take() {
+                    self.keepalive.hurry();
                 }
             }
-            match self.keepalive.as_mut().map(|keepalive| keepalive.poll(cx)) {
-                Some(Poll::Ready(Beat::Dead)) => {
+            let beat = {
+                let mut connection = self.transport.connection().borrow_mut();
+                self.windows.adapt(&mut *connection, cx.waker());
+                self.keepalive.poll(cx, &mut connection)
+            };
+            match beat {
+                Poll::Ready(Beat::Dead) => {
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }
-                Some(Poll::Ready(Beat::Sent)) => {
+                Poll::Ready(Beat::Sent) => {
                     let idle = tunnel.upgrade().and_then(|tunnel| tunnel.idle());
                     self.windows.rest();
                     if idle.is_some_and(|idle| idle >= self.idle_release) {
                         retires(Retired::Idle);
                         release();
                     }
-                    // The PING leaves, and its timer starts, with the next poll.
+                    // Its timer starts with the next poll.
                     cx.waker().wake_by_ref();
                 }
-                Some(Poll::Ready(Beat::Late)) => {
+                Poll::Ready(Beat::Late) => {
                     if let Some(tunnel) = tunnel.upgrade() {
                         tunnel.retired.set(true);
                         tunnel.retires(Retired::Silent);
@@ -431,7 +410,7 @@ impl<IO: Io> Driver<IO> {
                     release();
                     cx.waker().wake_by_ref();
                 }
-                Some(Poll::Pending) | None => {}
+                Poll::Pending => {}
             }
             if !stopped && stopping.as_mut().poll(cx).is_ready() {
                 stopped = true;

@@ -1,8 +1,7 @@
 //! How much the peer of a tunnel may send: windows that follow what is needed, what slow readers hold, and what the node
 //! has to give.
 //!
-//! The library gives the peer its window back, of the stream and of the tunnel alike, only when an app has taken the
-//! bytes. With windows of fixed size, a few apps that do not read use up the tunnel's window, and all others in the
+//! The peer gets its window back, of the stream and of the tunnel alike, only when an app has taken the bytes. With windows of fixed size, a few apps that do not read use up the tunnel's window, and all others in the
 //! tunnel stand still. So the tunnel's window is made larger by what slow readers hold, and, since that is memory, the
 //! windows of all streams get smaller the more is held. A stream whose app keeps up holds nothing and is not hurt by a
 //! small window as much as it would be by none; an idle one costs nothing at all.
@@ -28,10 +27,10 @@ use std::mem;
 use std::rc::Rc;
 use std::task::Waker;
 
-use h2::{FlowControl, RecvStream};
 use hashbrown::HashSet;
-use slab::Slab;
+use ztunnel_hbone::http2::{Connection, StreamKey};
 
+use super::lane::Lane;
 use super::pace::Pace;
 use super::settings::TunnelSettings;
 use crate::task::Share;
@@ -42,9 +41,6 @@ const BACKLOGS: u32 = 3;
 /// One stream may take this part of what is left for slow readers. With an eighth, sixteen that stop at the same time
 /// leave a quarter of it to those that come later.
 const SHARE: u32 = 8;
-
-/// Places for streams that an empty tunnel keeps.
-const KEPT: usize = 64;
 
 /// Not worth announcing.
 const SMALL_CHANGE: u32 = 64 * 1024;
@@ -58,9 +54,9 @@ pub(super) struct Backlog(Rc<Streams>);
 
 #[derive(Default)]
 struct Streams {
-    open: RefCell<Slab<FlowControl>>,
+    open: Cell<usize>,
     /// Of those, the ones whose apps do not take what has come.
-    slow: RefCell<HashSet<usize>>,
+    slow: RefCell<HashSet<StreamKey>>,
     /// Bytes that were taken, of all streams there ever were.
     released: Cell<u64>,
     /// When the tunnel is gone: for what streams still hold.
@@ -73,24 +69,15 @@ struct Streams {
 
 impl Backlog {
     /// Bytes that have come in slow streams and have not been taken.
-    fn held(&self) -> u32 {
-        let (slow, open) = (self.0.slow.borrow(), self.0.open.borrow());
-        let streams = slow.iter().filter_map(|number| open.get(*number));
-        let held: usize = streams.map(FlowControl::used_capacity).sum();
+    fn held(&self, connection: &impl Windowed) -> u32 {
+        let slow = self.0.slow.borrow();
+        let held: usize = slow.iter().map(|key| connection.held(*key)).sum();
         u32::try_from(held).unwrap_or(u32::MAX)
     }
 
     /// How many streams there are.
     fn open(&self) -> usize {
-        self.0.open.borrow().len()
-    }
-
-    /// Has the library look at the window of each stream, whether there is something to give back to the peer.
-    fn look_again(&self) {
-        for (_, flow) in &mut *self.0.open.borrow_mut() {
-            // It fails only for more than was received.
-            let _ = flow.release_capacity(0);
-        }
+        self.0.open.get()
     }
 
     /// An app takes no more of what came in a stream. If that has used up the windows, they have to be adapted: no more
@@ -121,21 +108,22 @@ impl Backlog {
     }
 }
 
-/// What has come in one stream, and whether the app takes it.
+/// A stream, what has come in it, and whether the app takes it.
 pub(super) struct Arrivals {
     backlog: Backlog,
-    number: usize,
+    pub(super) lane: Lane,
     /// Given to the app and not taken yet.
     in_hand: usize,
     slow: bool,
 }
 
 impl Arrivals {
-    pub(super) fn new(recv: &mut RecvStream, backlog: &Backlog) -> Self {
-        let flow = recv.flow_control().clone();
+    pub(super) fn new(lane: Lane, backlog: &Backlog) -> Self {
+        let open = &backlog.0.open;
+        open.set(open.get() + 1);
         Self {
             backlog: backlog.clone(),
-            number: backlog.0.open.borrow_mut().insert(flow),
+            lane,
             in_hand: 0,
             slow: false,
         }
@@ -145,14 +133,14 @@ impl Arrivals {
     pub(super) fn hold(&mut self) {
         if !self.slow {
             self.slow = true;
-            self.backlog.0.slow.borrow_mut().insert(self.number);
+            self.backlog.0.slow.borrow_mut().insert(self.lane.key());
         }
     }
 
     pub(super) fn unhold(&mut self) {
         if self.slow {
             self.slow = false;
-            self.backlog.0.slow.borrow_mut().remove(&self.number);
+            self.backlog.0.slow.borrow_mut().remove(&self.lane.key());
         }
     }
 
@@ -167,43 +155,27 @@ impl Arrivals {
             return;
         }
         self.hold();
-        let used = self.with_flow(|flow| flow.used_capacity());
-        self.backlog.note_stopped(used.unwrap_or_default());
+        self.backlog.note_stopped(self.lane.held());
     }
 
     /// The app has taken so much: the peer may send as much again.
     pub(super) fn release(&mut self, len: usize) {
-        // It fails only for more than was received.
-        if let Some(Ok(())) = self.with_flow(|flow| flow.release_capacity(len)) {
-            self.backlog.note_released(len);
-        }
+        self.lane.release(len);
+        self.backlog.note_released(len);
         self.in_hand = self.in_hand.saturating_sub(len);
         if self.in_hand == 0 {
             self.unhold();
         }
-    }
-
-    fn with_flow<T>(&self, of: impl FnOnce(&mut FlowControl) -> T) -> Option<T> {
-        self.backlog
-            .0
-            .open
-            .borrow_mut()
-            .get_mut(self.number)
-            .map(of)
     }
 }
 
 impl Drop for Arrivals {
     fn drop(&mut self) {
         self.unhold();
-        let mut open = self.backlog.0.open.borrow_mut();
-        if let Some(flow) = open.try_remove(self.number) {
-            // The library lets go of the rest with the stream.
-            self.backlog.note_released(flow.used_capacity());
-        }
-        if open.is_empty() && open.capacity() > KEPT {
-            open.shrink_to_fit();
-        }
+        let open = &self.backlog.0.open;
+        open.set(open.get().saturating_sub(1));
+        // The rest goes with the stream.
+        self.backlog.note_released(self.lane.held());
     }
 }
 
@@ -219,6 +191,22 @@ pub(super) trait Windowed {
     /// Says whether it could be done: one change at a time, each has to be acknowledged.
     fn resize_streams(&mut self, window: u32) -> bool;
     fn resize_tunnel(&mut self, window: u32);
+    /// What has come in a stream and was not taken.
+    fn held(&self, key: StreamKey) -> usize;
+}
+
+impl Windowed for Connection {
+    fn resize_streams(&mut self, window: u32) -> bool {
+        self.resize_streams(window)
+    }
+
+    fn resize_tunnel(&mut self, window: u32) {
+        self.resize(window);
+    }
+
+    fn held(&self, key: StreamKey) -> usize {
+        self.held(key)
+    }
 }
 
 /// The windows of one tunnel.
@@ -234,8 +222,6 @@ pub(super) struct Windows {
     exposed: u64,
     share: Share,
     backlog: Backlog,
-    /// The windows of streams have become smaller since the streams were looked at.
-    shrunk: bool,
     /// Of what the backlog has released, what is accounted for.
     released: u64,
 }
@@ -261,31 +247,18 @@ impl Windows {
             exposed: first.into(),
             share: settings.memory.share(2 * u64::from(first)),
             released: backlog.0.released.get(),
-            shrunk: false,
             backlog,
         }
     }
 
-    /// Adapts the windows to what is held now. Says whether the connection has something to send because of that. To
-    /// be called whenever the connection has done something.
-    pub(super) fn adapt(&mut self, connection: &mut impl Windowed, driver: &Waker) -> bool {
+    /// Adapts the windows to what is held now. To be called whenever the connection has done something.
+    pub(super) fn adapt(&mut self, connection: &mut impl Windowed, driver: &Waker) {
         self.account();
         self.backlog.note_driver(driver);
         let is_settled = self.backlog.0.slow.borrow().is_empty() && self.is_settled();
-        (!is_settled && self.follow(self.backlog.held(), connection)) || self.unblock(connection)
-    }
-
-    /// A smaller window of all streams takes from each what its peer has left, down to below nothing. The library gives a
-    /// stream its window back when an app takes something, if it is worth it then; what was not, in a large window, may be
-    /// all there is in a small one, and if the app has taken everything, it never takes anything again. So once the peer
-    /// has accepted the smaller window, which shows in that the next change is taken, all streams are looked at again.
-    fn unblock(&mut self, connection: &mut impl Windowed) -> bool {
-        if !self.shrunk || !connection.resize_streams(self.now.stream) {
-            return false;
+        if !is_settled {
+            self.follow(self.backlog.held(connection), connection);
         }
-        self.shrunk = false;
-        self.backlog.look_again();
-        true
     }
 
     /// What was taken is announced again, but only up to the tunnel's present window.
@@ -297,13 +270,12 @@ impl Windows {
         self.pace.note(released);
     }
 
-    fn follow(&mut self, held: u32, connection: &mut impl Windowed) -> bool {
+    fn follow(&mut self, held: u32, connection: &mut impl Windowed) {
         self.share.grow(self.due(held));
-        let changed = self.resize(connection, held);
-        let room = self.now.tunnel.saturating_sub(held).max(self.spare);
+        self.resize(connection, held);
+        let room = self.now.tunnel.saturating_sub(held);
         self.backlog.0.room.set(room);
         self.share.shrink(self.due(held));
-        changed
     }
 
     /// To be called now and then: a tunnel that is little used gets by with less.
@@ -320,9 +292,8 @@ impl Windows {
         self.now == right && self.share.size() == self.due(0)
     }
 
-    fn resize(&mut self, connection: &mut impl Windowed, held: u32) -> bool {
+    fn resize(&mut self, connection: &mut impl Windowed, held: u32) {
         let right = self.sizes(held);
-        let mut changed = false;
         // Larger again only with some room to spare, or it would go to and fro.
         let resize = match right.stream.cmp(&self.now.stream) {
             Ordering::Less => true,
@@ -331,15 +302,10 @@ impl Windows {
         };
         if resize {
             if connection.resize_streams(right.stream) {
-                let is_smaller = right.stream < self.now.stream;
-                if mem::replace(&mut self.shrunk, is_smaller) {
-                    self.backlog.look_again();
-                }
                 self.now.stream = right.stream;
-                changed = true;
             } else if right.stream < self.now.stream {
                 // The tunnel's window waits, too. The acknowledgment brings us back here.
-                return false;
+                return;
             }
         }
         let by = right.tunnel.abs_diff(self.now.tunnel);
@@ -350,9 +316,7 @@ impl Windows {
             connection.resize_tunnel(right.tunnel);
             self.now.tunnel = right.tunnel;
             self.exposed = self.exposed.max(right.tunnel.into());
-            changed = true;
         }
-        changed
     }
 
     /// What slow readers may hold.

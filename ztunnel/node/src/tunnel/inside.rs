@@ -22,7 +22,8 @@ use ztunnel_mesh::reason::Reason;
 
 use super::client::{DialError, NoSlot, Slot, handshake};
 use super::cut::Cut;
-use super::pool::{Destination, OpenError, failure};
+use super::open::{OpenError, failure};
+use super::pool::Destination;
 use super::settings::TunnelSettings;
 use super::stream::Stream;
 use crate::relay::{Far as _, FarError};
@@ -87,7 +88,6 @@ pub(super) async fn dial(
 pub(super) fn reason(err: &DialError) -> Option<Reason> {
     let source = match err {
         DialError::Tls { source, .. } => source.io()?,
-        DialError::Http2 { source, .. } => source,
         _ => return None,
     };
     match source.get_ref()?.downcast_ref::<FarError>()? {

@@ -5,6 +5,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep};
+use ztunnel_hbone::http2::Connection;
 
 use super::settings::TunnelSettings;
 
@@ -21,7 +22,6 @@ pub(super) enum Beat {
 
 /// The PINGs of one tunnel, polled along with it.
 pub(super) struct Keepalive {
-    ping: h2::PingPong,
     timer: Pin<Box<Sleep>>,
     state: State,
     interval: Duration,
@@ -39,9 +39,8 @@ enum State {
 }
 
 impl Keepalive {
-    pub(super) fn new(ping: h2::PingPong, settings: &TunnelSettings) -> Self {
+    pub(super) fn new(settings: &TunnelSettings) -> Self {
         Self {
-            ping,
             timer: Box::pin(sleep(settings.ping_interval)),
             state: State::Resting,
             interval: settings.ping_interval,
@@ -57,30 +56,22 @@ impl Keepalive {
         }
     }
 
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Beat> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, connection: &mut Connection) -> Poll<Beat> {
         if self.state != State::Resting {
-            match self.ping.poll_pong(cx) {
-                Poll::Ready(Ok(_)) => {
-                    self.state = State::Resting;
-                    self.restart(self.interval);
+            if connection.is_pinging() {
+                ready!(self.timer.as_mut().poll(cx));
+                if self.state == State::Doubting {
+                    return Poll::Ready(Beat::Dead);
                 }
-                // The tunnel is about to say itself what is wrong with it.
-                Poll::Ready(Err(_)) => return Poll::Pending,
-                Poll::Pending => {
-                    ready!(self.timer.as_mut().poll(cx));
-                    if self.state == State::Doubting {
-                        return Poll::Ready(Beat::Dead);
-                    }
-                    self.state = State::Doubting;
-                    self.restart(self.timeout.saturating_sub(self.doubt_after));
-                    return Poll::Ready(Beat::Late);
-                }
+                self.state = State::Doubting;
+                self.restart(self.timeout.saturating_sub(self.doubt_after));
+                return Poll::Ready(Beat::Late);
             }
+            self.state = State::Resting;
+            self.restart(self.interval);
         }
         ready!(self.timer.as_mut().poll(cx));
-        if self.ping.send_ping(h2::Ping::opaque()).is_err() {
-            return Poll::Pending;
-        }
+        connection.ping();
         self.state = State::Waiting;
         self.restart(self.doubt_after);
         Poll::Ready(Beat::Sent)

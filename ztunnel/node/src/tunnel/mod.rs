@@ -3,7 +3,7 @@
 //! Invariants:
 //! - A tunnel, its streams and its pool live on one thread. Nothing here is `Send`; a byte is never handed to another
 //!   thread.
-//! - Nobody outside this room sees the HTTP/2 library: a stream is a [`crate::relay::Far`], errors are our own.
+//! - Nobody outside this room sees HTTP/2: a stream is a [`crate::relay::Far`], errors are our own.
 //! - Every wait for a peer has a deadline: connect, TLS, HTTP/2, the answer to a CONNECT, the answer to a PING.
 //! - Bounded: tunnels per pool, streams per tunnel, bytes buffered per stream, per tunnel and
 //!   in all tunnels, header lists.
@@ -17,14 +17,18 @@ mod cut;
 mod flow;
 mod inside;
 mod keepalive;
+mod lane;
+mod open;
 mod pace;
 mod pool;
 mod server;
 mod settings;
 mod stream;
+mod transport;
 
 pub use client::{DialError, TunnelFacts};
-pub use pool::{Destination, OpenError, Opened, Pool};
+pub use open::{OpenError, Opened};
+pub use pool::{Destination, Pool};
 pub use server::{AcceptError, Incoming, Request, TunnelError, accept};
 pub use settings::TunnelSettings;
 pub use stream::Stream;

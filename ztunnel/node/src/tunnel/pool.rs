@@ -19,21 +19,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hashbrown::HashMap;
-use http::StatusCode;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
-use ztunnel_hbone::{Answer, Connect, ErrorCode};
+use ztunnel_hbone::Connect;
 use ztunnel_mesh::addr::HboneAddr;
 use ztunnel_mesh::name::Identity;
-use ztunnel_mesh::reason::Reason;
 
-use super::client::{DialError, NoSlot, Slot, Tunnel, TunnelFacts, dial};
-use super::flow::Arrivals;
+use super::client::{DialError, NoSlot, Slot, Tunnel, dial};
 use super::inside;
+use super::open::{OpenError, Opened, connect_stream, failure};
 use super::settings::TunnelSettings;
-use super::stream::{Stream, io_error};
-use crate::task::{LocalTasks, Shutdown, limit};
+use super::stream::Stream;
+use crate::task::{LocalTasks, Shutdown};
 use crate::telemetry::{Counting, PoolMetrics, Retired};
 use crate::tls::Credential;
 
@@ -44,69 +42,6 @@ pub struct Destination {
     pub credential: Arc<Credential>,
     /// The peer must prove one of these.
     pub expected: Arc<[Identity]>,
-}
-
-/// A stream that the peer has accepted.
-pub struct Opened {
-    pub stream: Stream,
-    pub tunnel: TunnelFacts,
-}
-
-/// Why the pool gives no stream.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Shared by everybody who waited for the tunnel.
-    #[error(transparent)]
-    Dial(Arc<DialError>),
-    #[error("the CONNECT for {peer} cannot be written")]
-    Request {
-        peer: HboneAddr,
-        #[source]
-        source: http::Error,
-    },
-    #[error("{peer} did not answer the CONNECT within {after:?}")]
-    NoAnswer { peer: HboneAddr, after: Duration },
-    #[error("{peer} refused the CONNECT with {status}")]
-    Refused { peer: HboneAddr, status: StatusCode },
-    #[error("{peer} reset the stream with {code} instead of answering")]
-    Reset { peer: HboneAddr, code: ErrorCode },
-    #[error("the tunnel to {peer} is closing")]
-    Closing { peer: HboneAddr },
-    #[error("the tunnel to {peer} fell silent: no PONG within {after:?}")]
-    Silent { peer: HboneAddr, after: Duration },
-    #[error("the tunnel to {peer} was cut before the answer to the CONNECT: {reason}")]
-    Cut { peer: HboneAddr, reason: Reason },
-    #[error("the tunnel to {peer} broke before the answer to the CONNECT")]
-    Broken {
-        peer: HboneAddr,
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl OpenError {
-    #[must_use]
-    pub fn reason(&self) -> Reason {
-        match self {
-            Self::Dial(err) => err.reason(),
-            Self::Request { .. } => Reason::NoRoute,
-            Self::NoAnswer { .. } | Self::Silent { .. } => Reason::PeerSilent,
-            Self::Closing { .. } => Reason::PeerUnreachable,
-            Self::Cut { reason, .. } => *reason,
-            Self::Refused { status, .. } => match *status {
-                // Waypoints that are Envoys say 403.
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Reason::PeerDenied,
-                _ => Reason::PeerRefused,
-            },
-            Self::Reset { .. } => Reason::PeerProtocol,
-            Self::Broken { source, .. } => match source.kind() {
-                // In TLS 1.3 a server looks at the client's certificate when the client is done: its alert comes late.
-                io::ErrorKind::InvalidData => Reason::PeerTlsFailed,
-                io::ErrorKind::Other => Reason::PeerProtocol,
-                _ => Reason::PeerUnreachable,
-            },
-        }
-    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -603,67 +538,5 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         self.pool.with(&self.key, |entry| entry.dialing = None);
-    }
-}
-
-/// Opens a stream in its place in a tunnel.
-async fn connect_stream(
-    settings: &TunnelSettings,
-    peer: HboneAddr,
-    slot: Slot,
-    request: &Connect<'_>,
-) -> Result<Opened, OpenError> {
-    let request = request
-        .request()
-        .map_err(|source| OpenError::Request { peer, source })?;
-    let cut = slot.0.cut.clone();
-    let failed = |err| match cut.reason() {
-        Some(reason) => OpenError::Cut { peer, reason },
-        None => failure(peer, err),
-    };
-    let mut requests = slot.0.requests().ready().await.map_err(failed)?;
-    let (mut response, send) = requests.send_request(request, false).map_err(failed)?;
-    let after = settings.answer_timeout;
-    let answer = async {
-        match limit(settings.ask_after, &mut response).await {
-            Ok(answer) => Ok(answer),
-            Err(_) => {
-                slot.0.ask();
-                limit(after.saturating_sub(settings.ask_after), response).await
-            }
-        }
-    };
-    let response = tokio::select! {
-        biased;
-        answer = answer => answer
-            .map_err(|_| OpenError::NoAnswer { peer, after })?
-            .map_err(failed)?,
-        () = slot.0.doubted() => {
-            let after = settings.doubt_after;
-            return Err(OpenError::Silent { peer, after });
-        }
-    };
-    match Answer::classify(&response) {
-        Answer::Open => Ok(Opened {
-            tunnel: slot.0.facts.clone(),
-            stream: {
-                let (mut recv, cut) = (response.into_body(), slot.0.cut.clone());
-                let arrivals = Arrivals::new(&mut recv, &slot.0.backlog);
-                Stream::new(send, recv, arrivals, cut, Some(slot))
-            },
-        }),
-        Answer::Refused(status) => Err(OpenError::Refused { peer, status }),
-    }
-}
-
-pub(super) fn failure(peer: HboneAddr, err: h2::Error) -> OpenError {
-    match err.reason().map(|code| ErrorCode(code.into())) {
-        Some(ErrorCode::REFUSED_STREAM) => OpenError::Closing { peer },
-        Some(ErrorCode::NO_ERROR) if err.is_go_away() => OpenError::Closing { peer },
-        Some(code) if err.is_reset() => OpenError::Reset { peer, code },
-        _ => OpenError::Broken {
-            peer,
-            source: io_error(err),
-        },
     }
 }

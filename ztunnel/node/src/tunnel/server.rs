@@ -3,26 +3,27 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
+use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
-use h2::RecvStream;
-use h2::server::{Connection, SendResponse};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use ztunnel_hbone::http2::{Connection, Fields};
 use ztunnel_hbone::{Answer, Asked, BadConnect, Baggage, ErrorCode, Refusal};
 use ztunnel_mesh::reason::Reason;
 
 use super::client::TunnelFacts;
 use super::cut::Cut;
-use super::flow::{Arrivals, Backlog, Windowed, Windows};
+use super::flow::{Arrivals, Backlog, Windows};
 use super::keepalive::{Beat, Keepalive};
+use super::lane::Lane;
 use super::settings::TunnelSettings;
-use super::stream::{Stream, far_error, io_error};
+use super::stream::{Stream, far_error};
+use super::transport::Transport;
 use crate::relay::FarError;
 use crate::task::Shutdown;
-use crate::tls::{self, Credential, HandshakeError, RevocationWatch, TlsStream};
+use crate::tls::{self, Credential, HandshakeError, RevocationWatch};
 
 /// How long a client that is cut off has to take the news.
 const LAST_WORD: Duration = Duration::from_secs(1);
@@ -61,8 +62,8 @@ pub enum TunnelError {
 
 /// An incoming tunnel.
 pub struct Incoming {
-    connection: Connection<TlsStream<TcpStream>, Bytes>,
-    keepalive: Option<Keepalive>,
+    transport: Transport<TcpStream>,
+    keepalive: Keepalive,
     ping_timeout: Duration,
     facts: TunnelFacts,
     revocation: RevocationWatch,
@@ -88,25 +89,34 @@ pub async fn accept(
         .watch_client(&tls.peer)
         .map_err(AcceptError::Tls)?;
     let facts = TunnelFacts::new(&tls);
-    let mut connection = timeout(after, settings.server().handshake(tls.stream))
+    let connection = Connection::server(&settings.server());
+    let mut transport = Transport::new(connection, tls.stream);
+    timeout(after, begin(&mut transport))
         .await
         .map_err(|_| AcceptError::Silent { after })?
-        .map_err(|err| AcceptError::Http2(io_error(err)))?;
-    let keepalive = connection
-        .ping_pong()
-        .map(|ping| Keepalive::new(ping, settings));
+        .map_err(AcceptError::Http2)?;
     let backlog = Backlog::default();
     // It goes from hand to hand, and each future on the way would have room for it.
     Ok(Box::new(Incoming {
-        connection,
+        transport,
         windows: Windows::new(settings, settings.served_streams, backlog.clone()),
         backlog,
-        keepalive,
+        keepalive: Keepalive::new(settings),
         ping_timeout: settings.ping_timeout,
         facts,
         revocation,
         cut: Cut::default(),
     }))
+}
+
+/// Waits for what a client says first.
+async fn begin(transport: &mut Transport<TcpStream>) -> io::Result<()> {
+    poll_fn(|cx| match transport.poll(cx) {
+        Poll::Ready(ended) => Poll::Ready(ended.and(Err(io::ErrorKind::UnexpectedEof.into()))),
+        Poll::Pending if transport.connection().borrow().has_begun() => Poll::Ready(Ok(())),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
 }
 
 impl Incoming {
@@ -134,38 +144,30 @@ impl Incoming {
             }
             if !stopped && stopping.as_mut().poll(cx).is_ready() {
                 stopped = true;
-                self.connection.graceful_shutdown();
+                self.transport.connection().borrow_mut().go_away();
             }
-            loop {
-                match self.connection.poll_accept(cx) {
-                    Poll::Ready(Some(Ok((request, respond)))) => {
-                        let cut = self.cut.clone();
-                        serve(Request::new(request, respond, cut, &self.backlog));
-                    }
-                    Poll::Ready(Some(Err(err))) => {
-                        return Poll::Ready(Err(TunnelError::Broken(io_error(err))));
-                    }
-                    Poll::Ready(None) => return Poll::Ready(Ok(())),
-                    Poll::Pending => break,
-                }
+            let moved = self.transport.poll(cx);
+            // A request may have come with the end.
+            self.serve_requests(&mut serve);
+            if let Poll::Ready(ended) = moved {
+                return Poll::Ready(ended.map_err(TunnelError::Broken));
             }
-            if self.windows.adapt(&mut self.connection, cx.waker()) {
-                cx.waker().wake_by_ref();
-            }
-            match self.keepalive.as_mut().map(|keepalive| keepalive.poll(cx)) {
-                Some(Poll::Ready(Beat::Dead)) => {
+            let mut connection = self.transport.connection().borrow_mut();
+            self.windows.adapt(&mut *connection, cx.waker());
+            match self.keepalive.poll(cx, &mut connection) {
+                Poll::Ready(Beat::Dead) => {
                     // There is nobody to say good-bye to. The streams learn it when the connection is dropped.
                     Poll::Ready(Err(TunnelError::Dead {
                         after: self.ping_timeout,
                     }))
                 }
-                Some(Poll::Ready(Beat::Sent | Beat::Late)) => {
+                Poll::Ready(Beat::Sent | Beat::Late) => {
                     self.windows.rest();
-                    // The PING leaves, and its timer starts, with the next poll.
+                    // The timer starts with the next poll.
                     cx.waker().wake_by_ref();
                     Poll::Pending
                 }
-                Some(Poll::Pending) | None => Poll::Pending,
+                Poll::Pending => Poll::Pending,
             }
         })
         .await;
@@ -175,53 +177,45 @@ impl Incoming {
         ended
     }
 
+    fn serve_requests(&self, serve: &mut impl FnMut(Box<Request>)) {
+        loop {
+            let connection = self.transport.connection();
+            let Some((key, head)) = connection.borrow_mut().accept() else {
+                break;
+            };
+            let lane = Lane::new(Rc::clone(connection), key);
+            serve(Request::new(head, lane, self.cut.clone(), &self.backlog));
+        }
+    }
+
     /// Ends all streams at once. The client gets a GOAWAY without an error code, as it would from other
     /// implementations, and a moment to take it.
     async fn cut_off(&mut self) {
         self.cut.set(Reason::PeerRevoked);
-        self.connection.abrupt_shutdown(h2::Reason::NO_ERROR);
-        let closed = poll_fn(|cx| self.connection.poll_closed(cx));
+        let connection = self.transport.connection();
+        connection.borrow_mut().abort(ErrorCode::NO_ERROR);
+        let closed = poll_fn(|cx| self.transport.poll(cx));
         // It ends now, however it takes it.
         drop(timeout(LAST_WORD, closed).await);
     }
 }
 
-impl Windowed for Connection<TlsStream<TcpStream>, Bytes> {
-    fn resize_streams(&mut self, window: u32) -> bool {
-        self.set_initial_window_size(window).is_ok()
-    }
-
-    fn resize_tunnel(&mut self, window: u32) {
-        self.set_target_window_size(window);
-    }
-}
-
-/// A request for a stream, to be opened or refused. Dropping it cancels the stream.
+/// A request for a stream, to be opened or refused. Dropping it resets the stream.
 pub struct Request {
     asked: Result<Asked, BadConnect>,
-    respond: SendResponse<Bytes>,
-    /// What comes before it is opened waits, too. Dropped before `recv`, which lets go of it.
+    /// What comes before it is opened waits, too.
     early: Arrivals,
-    recv: RecvStream,
     cut: Cut,
 }
 
 impl Request {
-    fn new(
-        request: http::Request<RecvStream>,
-        respond: SendResponse<Bytes>,
-        cut: Cut,
-        backlog: &Backlog,
-    ) -> Box<Self> {
-        let (head, mut recv) = request.into_parts();
-        let mut early = Arrivals::new(&mut recv, backlog);
+    fn new(head: Fields, lane: Lane, cut: Cut, backlog: &Backlog) -> Box<Self> {
+        let mut early = Arrivals::new(lane, backlog);
         early.hold();
         // It goes through several hands, and each would have room for it.
         Box::new(Self {
             early,
-            asked: Asked::parse(http::Request::from_parts(head, ())),
-            respond,
-            recv,
+            asked: Asked::parse(head),
             cut,
         })
     }
@@ -236,10 +230,8 @@ impl Request {
 
     /// Resolves when the client does not want it any more.
     pub async fn canceled(&mut self) -> FarError {
-        match poll_fn(|cx| self.respond.poll_reset(cx)).await {
-            Ok(code) => FarError::Reset(ErrorCode(code.into())),
-            Err(err) => far_error(&self.cut, err),
-        }
+        let broken = poll_fn(|cx| self.early.lane.poll_broken(cx)).await;
+        far_error(&self.cut, broken)
     }
 
     /// Tells the client that the app has accepted, and about `own` workload.
@@ -247,18 +239,18 @@ impl Request {
     /// # Errors
     /// When the client is gone.
     pub fn open(self: Box<Self>, own: Option<&Baggage<'_>>) -> Result<Stream, FarError> {
-        let mut this = *self;
-        let send = this
-            .respond
-            .send_response(Answer::open(own), false)
-            .map_err(|err| far_error(&this.cut, err))?;
-        this.early.unhold();
-        Ok(Stream::new(send, this.recv, this.early, this.cut, None))
+        let Self { mut early, cut, .. } = *self;
+        Answer::open(own, |head| early.lane.answer(head, false))
+            .map_err(|err| far_error(&cut, err))?;
+        early.unhold();
+        Ok(Stream::new(early, cut, None))
     }
 
     /// Tells the client no.
     pub fn refuse(mut self: Box<Self>, refusal: Refusal) {
+        let lane = &mut self.early.lane;
         // A client that is gone needs no answer.
-        let _ = self.respond.send_response(refusal.response(), true);
+        let _ = refusal.answer(|head| lane.answer(head, true));
+        lane.close();
     }
 }

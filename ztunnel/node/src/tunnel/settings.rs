@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use ztunnel_hbone::http2::Settings;
+
 use crate::task::Budget;
 
 const KIB: u32 = 1024;
@@ -17,8 +19,7 @@ pub struct TunnelSettings {
     pub connection_window: u32,
     /// What all tunnels with these settings may be sent together before apps take it. Each has 1 MiB of it in any case.
     pub memory: Budget,
-    /// Largest frame a peer may send. A frame is handed on when it is complete, so a larger one costs latency and
-    /// memory; ours carry up to 64 KiB.
+    /// Largest frame a peer may send. What comes of one is handed on at once; ours carry up to 64 KiB.
     pub frame_size: u32,
     /// How much of one stream may wait to be written to the tunnel's socket. It only has to bridge the moments
     /// between two writes: distance is bridged by the socket's own buffer.
@@ -91,33 +92,28 @@ const REQUEST_HEADERS: u32 = 64 * KIB;
 const FIRST_WINDOW: u32 = 512 * KIB;
 
 impl TunnelSettings {
-    pub(super) fn client(&self) -> h2::client::Builder {
-        let mut builder = h2::client::Builder::new();
-        builder
-            .initial_window_size(self.stream_window())
-            .initial_connection_window_size(self.first_window())
-            .max_frame_size(self.frame_size())
-            .max_header_list_size(ANSWER_HEADERS)
-            .max_send_buffer_size(self.send_buffer)
-            // Until the peer says what it allows.
-            .initial_max_send_streams(self.max_streams)
-            .enable_push(false);
-        builder
+    pub(super) fn client(&self) -> Settings {
+        self.http2(self.max_streams, ANSWER_HEADERS)
     }
 
-    pub(super) fn server(&self) -> h2::server::Builder {
-        let mut builder = h2::server::Builder::new();
-        builder
-            .initial_window_size(self.stream_window())
-            .initial_connection_window_size(self.first_window())
-            .max_frame_size(self.frame_size())
-            .max_header_list_size(REQUEST_HEADERS)
-            .max_send_buffer_size(self.send_buffer)
-            .max_concurrent_streams(self.served_streams);
-        builder
+    pub(super) fn server(&self) -> Settings {
+        self.http2(self.served_streams as usize, REQUEST_HEADERS)
     }
 
-    // RFC 9113 allows only these ranges, and the library panics outside of them.
+    fn http2(&self, streams: usize, headers: u32) -> Settings {
+        let fit = |size| u32::try_from(size).unwrap_or(u32::MAX);
+        Settings {
+            stream_window: self.stream_window(),
+            window: self.first_window(),
+            max_frame: self.frame_size,
+            max_header_list: headers,
+            max_streams: fit(streams),
+            send_buffer: fit(self.send_buffer),
+            early_data: false,
+        }
+    }
+
+    // RFC 9113 allows only these ranges.
 
     pub(super) fn stream_window(&self) -> u32 {
         self.stream_window.min(i32::MAX as u32)
@@ -130,9 +126,5 @@ impl TunnelSettings {
     /// The tunnel's window at the beginning.
     pub(super) fn first_window(&self) -> u32 {
         self.connection_window().min(FIRST_WINDOW)
-    }
-
-    fn frame_size(&self) -> u32 {
-        self.frame_size.clamp(16_384, (1 << 24) - 1)
     }
 }
