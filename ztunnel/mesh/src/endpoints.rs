@@ -174,8 +174,13 @@ impl Endpoints {
         }
     }
 
-    /// Arranges them for what `service` prefers. Costs nothing when that has not changed.
-    pub(crate) fn arrange_for(&mut self, hasher: &impl BuildHasher, service: &Service) {
+    /// Arranges them for what `service` prefers. Costs nothing when that has not changed; calls `step` for each else.
+    pub(crate) fn arrange_for(
+        &mut self,
+        hasher: &impl BuildHasher,
+        service: &Service,
+        step: &mut impl FnMut(),
+    ) {
         let scopes: &[Scope] = match service.load_balancing.mode {
             LoadBalancingMode::Unspecified => &[],
             LoadBalancingMode::Strict
@@ -187,12 +192,20 @@ impl Endpoints {
         }
         let before = core::mem::take(&mut self.groups);
         self.scopes = scopes.into();
-        for (_, group) in &before {
-            let mut endpoints = Vec::new();
-            group.collect(&mut endpoints);
-            for endpoint in endpoints {
+        for (_, group) in before {
+            let _all = group.visit(&mut |endpoint| {
                 self.put(hasher, endpoint.clone());
-            }
+                step();
+                ControlFlow::Continue(())
+            });
+            group.free_in_steps(step);
+        }
+    }
+
+    /// Frees its parts, and calls `step` in between.
+    pub(crate) fn free_in_steps(&mut self, step: &mut impl FnMut()) {
+        for (_, group) in self.groups.drain(..) {
+            group.free_in_steps(step);
         }
     }
 }
@@ -305,6 +318,15 @@ impl Group {
         match self {
             Self::Endpoints(endpoints) => into.extend(endpoints.iter()),
             Self::Parts(parts) => parts.iter().for_each(|part| part.group.collect(into)),
+        }
+    }
+
+    fn free_in_steps(self, step: &mut impl FnMut()) {
+        match self {
+            Self::Endpoints(endpoints) => endpoints.free_in_steps(step, &|_, _| ()),
+            Self::Parts(parts) => parts.free_in_steps(step, &|part, step| {
+                core::mem::replace(&mut part.group, Self::new(&[])).free_in_steps(step);
+            }),
         }
     }
 

@@ -79,7 +79,8 @@ impl Policies {
         }
     }
 
-    pub(crate) fn compile(&mut self) {
+    /// Calls `step` for each policy it looks at.
+    pub(crate) fn compile(&mut self, step: &mut impl FnMut()) {
         if self.stale.is_empty() {
             return;
         }
@@ -91,14 +92,30 @@ impl Policies {
             if let Some(policies) = reach(policy).and_then(|reach| applying.get_mut(&reach)) {
                 policies.push(policy);
             }
+            step();
         }
         let sets = Arc::make_mut(&mut self.sets);
         for (reach, policies) in applying {
             if policies.is_empty() {
                 sets.remove(&reach);
             } else {
-                sets.insert(reach, Arc::new(PolicySet::new(policies.into_iter())));
+                sets.insert(
+                    reach,
+                    Arc::new(PolicySet::in_steps(policies.into_iter(), step)),
+                );
             }
+        }
+    }
+
+    /// Frees what no clone shares, and calls `step` in between.
+    pub(crate) fn free_in_steps(self, step: &mut impl FnMut()) {
+        for policy in Arc::into_inner(self.by_name).into_iter().flatten() {
+            drop(policy);
+            step();
+        }
+        for set in Arc::into_inner(self.sets).into_iter().flatten() {
+            drop(set);
+            step();
         }
     }
 }

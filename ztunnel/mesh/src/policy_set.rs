@@ -31,10 +31,18 @@ pub(crate) struct PolicySet {
 
 impl PolicySet {
     pub(crate) fn new<'a>(policies: impl Iterator<Item = &'a Arc<Policy>>) -> Self {
+        Self::in_steps(policies, &mut || ())
+    }
+
+    /// The same. Calls `step` for each policy.
+    pub(crate) fn in_steps<'a>(
+        policies: impl Iterator<Item = &'a Arc<Policy>>,
+        step: &mut impl FnMut(),
+    ) -> Self {
         let mut deciding: Vec<_> = policies.filter(|policy| !policy.dry_run).collect();
         deciding.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         deciding.dedup_by(|a, b| a.key == b.key);
-        let of = |action| Index::new(deciding.iter().filter(|p| p.action == action));
+        let mut of = |action| Index::new(deciding.iter().filter(|p| p.action == action), step);
         Self {
             deny: of(Action::Deny),
             allow: of(Action::Allow),
@@ -109,7 +117,10 @@ enum Part {
 type Place = (Drawer, u64);
 
 impl Index {
-    fn new<'a>(policies: impl Iterator<Item = &'a &'a Arc<Policy>>) -> Self {
+    fn new<'a>(
+        policies: impl Iterator<Item = &'a &'a Arc<Policy>>,
+        step: &mut impl FnMut(),
+    ) -> Self {
         let policies: Box<[_]> = policies.map(|policy| Arc::clone(policy)).collect();
         let mut index = Self::default();
         for (policy, content) in policies.iter().enumerate() {
@@ -119,6 +130,7 @@ impl Index {
                     index.file(policy, rule, content);
                 }
             }
+            step();
         }
         Self { policies, ..index }
     }

@@ -297,29 +297,77 @@ impl Mesh {
     /// The mesh after a response of the control plane. This one stays as it is.
     #[must_use]
     pub fn apply(&self, delta: Delta) -> Self {
+        self.apply_in_steps(delta, &mut || ())
+    }
+
+    /// The same, for a thread that must not compute for long without a break: calls `step` after every few microseconds
+    /// of work.
+    #[must_use]
+    pub fn apply_in_steps(&self, delta: Delta, step: &mut impl FnMut()) -> Self {
         let mut next = self.clone();
         for upsert in delta.upserts {
             match upsert {
-                Upsert::Workload(workload) => next.put_workload(&workload),
-                Upsert::Service(service) => next.put_service(&service),
+                Upsert::Workload(workload) => next.put_workload(&workload, step),
+                Upsert::Service(service) => next.put_service(&service, step),
                 Upsert::Policy(policy) => next.policies.put(policy),
             }
+            step();
         }
         for removal in delta.removals {
             match removal {
                 Removal::Address(name) => next.remove_address(&name),
                 Removal::Policy(name) => next.policies.remove(&name),
             }
+            step();
         }
-        next.policies.compile();
+        next.policies.compile(step);
         next
+    }
+
+    /// Frees what no other snapshot shares. Dropping does as well, but of a large one that takes tens of milliseconds;
+    /// this calls `step` after every few microseconds.
+    pub fn free_in_steps(self, step: &mut impl FnMut()) {
+        let Self {
+            hasher: _,
+            workloads,
+            workloads_by_ip,
+            workloads_by_pod,
+            workloads_by_hostname,
+            services,
+            services_by_vip,
+            services_by_hostname,
+            services_by_range,
+            range_lengths: _,
+            endpoints,
+            policies,
+            // As many as are on record as absent: few.
+            partial: _,
+        } = self;
+        for workloads in [workloads, workloads_by_pod, workloads_by_hostname] {
+            workloads.free_in_steps(step, &|_, _| ());
+        }
+        workloads_by_ip.free_in_steps(step, &|_, _| ());
+        for services in [
+            services,
+            services_by_vip,
+            services_by_hostname,
+            services_by_range,
+        ] {
+            services.free_in_steps(step, &|_, _| ());
+        }
+        endpoints.free_in_steps(step, &|endpoints, step| {
+            if let Some(endpoints) = Arc::get_mut(endpoints) {
+                endpoints.free_in_steps(step);
+            }
+        });
+        policies.free_in_steps(step);
     }
 
     pub(crate) fn hash<K: Hash + ?Sized>(&self, key: &K) -> u64 {
         self.hasher.hash_one(key)
     }
 
-    fn put_workload(&mut self, workload: &Arc<Workload>) {
+    fn put_workload(&mut self, workload: &Arc<Workload>, step: &mut impl FnMut()) {
         self.remove_workload(&workload.uid);
         let put = |index: &mut Trie<_>, hash| index.put(hash, Arc::clone(workload), never);
         for owner in owners(workload) {
@@ -345,7 +393,7 @@ impl Mesh {
             if endpoints.change(hash, is_it, put).is_none() {
                 let mut new = Endpoints::new(of.service.clone());
                 if let Some(service) = self.services.get(hash, |s| s.key == of.service) {
-                    new.arrange_for(hasher, service);
+                    new.arrange_for(hasher, service, step);
                 }
                 new.put(hasher, endpoint);
                 endpoints.put(hash, Arc::new(new), never);
@@ -387,7 +435,7 @@ impl Mesh {
         }
     }
 
-    fn put_service(&mut self, service: &Arc<Service>) {
+    fn put_service(&mut self, service: &Arc<Service>, step: &mut impl FnMut()) {
         self.remove_service(&service.key);
         for vip in &service.vips {
             match vip.exact() {
@@ -415,7 +463,7 @@ impl Mesh {
         services.put(hash, Arc::clone(service), never);
         let is_it = |e: &Arc<Endpoints>| e.service == service.key;
         endpoints.change(hash, is_it, |endpoints| {
-            Arc::make_mut(endpoints).arrange_for(hasher, service);
+            Arc::make_mut(endpoints).arrange_for(hasher, service, step);
         });
     }
 

@@ -118,6 +118,32 @@ impl<V> Trie<V> {
     }
 }
 
+impl<V> Trie<V> {
+    /// Frees what no clone shares, leaf by leaf: `free` is shown each value before it goes, and `step` is called after each
+    /// leaf.
+    pub(crate) fn free_in_steps<S: FnMut()>(self, step: &mut S, free: &impl Fn(&mut V, &mut S)) {
+        self.root.free_in_steps(step, free);
+    }
+}
+
+impl<V> Slot<V> {
+    fn free_in_steps<S: FnMut()>(self, step: &mut S, free: &impl Fn(&mut V, &mut S)) {
+        match self.node {
+            Node::Branch(children) => {
+                let children = Arc::into_inner(children).into_iter().flatten();
+                children.for_each(|child| child.free_in_steps(step, free));
+            }
+            Node::Leaf(mut entries) => {
+                for entry in Arc::get_mut(&mut entries).into_iter().flatten() {
+                    free(&mut entry.value, step);
+                }
+                drop(entries);
+                step();
+            }
+        }
+    }
+}
+
 impl<V: Weigh> Trie<V> {
     /// Draws a value by weight: the one that `at` falls on when all weights lie in a row. What `at` has then is
     /// how far into the value's weight it is.

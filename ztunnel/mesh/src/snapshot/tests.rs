@@ -1,4 +1,5 @@
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use core::net::IpAddr;
@@ -35,6 +36,55 @@ fn endpoints(mesh: &Mesh, service: &str) -> Vec<String> {
             (*endpoint.workload.name).into()
         })
         .collect()
+}
+
+#[test]
+fn a_large_change_is_made_and_the_old_snapshot_freed_in_small_steps() {
+    const PODS: usize = 600;
+    let service = "svc a/s vip=10.0.0.1 failover=region,zone";
+    let pods = |version| {
+        let pods = (0..PODS).map(|n| {
+            let ip = format!("10.{version}.{}.{}", n / 256, n % 256);
+            format!(
+                "pod a/{n} ip={ip} of=a/s of=a/t locality=r{}/z{}/",
+                n % 2,
+                n % 3
+            )
+        });
+        let pods: Vec<_> = pods.collect();
+        upserts(&pods.join(";"))
+    };
+    let apply = |mesh: &Mesh, upserts| {
+        let (mut steps, removals) = (0, vec![]);
+        let delta = Delta { upserts, removals };
+        (mesh.apply_in_steps(delta, &mut || steps += 1), steps)
+    };
+    let (unarranged, steps) = apply(&Mesh::default(), pods(1));
+    assert_eq!(steps, PODS);
+    // What its endpoints are arranged by is known only now.
+    let (old, steps) = apply(&unarranged, upserts(service));
+    assert!(steps > PODS, "{steps}");
+    unarranged.free_in_steps(&mut || ());
+    let (new, steps) = apply(&old, pods(2));
+    assert_eq!(steps, PODS);
+
+    let weak: Vec<_> = old.workloads().map(Arc::downgrade).collect();
+    let alive = || weak.iter().filter(|w| w.strong_count() > 0).count();
+    let (mut before, mut most) = (alive(), 0);
+    old.free_in_steps(&mut || {
+        let now = alive();
+        most = most.max(before - now);
+        before = now;
+    });
+    assert_eq!((alive(), new.counts().0), (0, PODS));
+    // As many as a leaf of an index has.
+    assert!(most <= 32, "{most} workloads freed in one step");
+    assert_eq!(endpoints(&new, "a/s").len(), PODS);
+
+    // What another snapshot has stays.
+    new.clone().free_in_steps(&mut || ());
+    assert_eq!(endpoints(&new, "a/t").len(), PODS);
+    assert!(new.workload_by_ip("", ip("10.2.0.1")).is_some());
 }
 
 #[test]
