@@ -17,6 +17,8 @@ use tokio::time::{Instant, timeout_at};
 use ztunnel_mesh::Mesh;
 use ztunnel_mesh::partial::Key;
 
+use crate::task::breath;
+
 /// How long a connection waits for the control plane to say whether it knows something.
 pub const LOOKUP_WAIT: Duration = Duration::from_secs(5);
 /// Questions that wait for the writer. It is never away for long, whatever the control plane does.
@@ -81,16 +83,20 @@ impl MeshWriter {
         // After the swap: whoever this wakes must find the new snapshot.
         self.published.send_modify(|count| *count += 1);
         self.retired.push(old);
+        self.reclaim();
         if self.retired.len() > MAX_RETIRED {
             self.retired.remove(0);
         }
-        self.reclaim();
     }
 
     /// Frees the old snapshots that nobody looks at any more. What the last holder of a large one has to free takes
-    /// milliseconds, and that must not be a thread that serves connections. Says whether some are left.
+    /// milliseconds, and that must not be a thread that serves connections, nor at one go. Says whether some are left.
     pub fn reclaim(&mut self) -> bool {
-        self.retired.retain(|mesh| Arc::strong_count(mesh) > 1);
+        let unused = |mesh: &mut Arc<Mesh>| Arc::strong_count(mesh) == 1;
+        let unused = self.retired.extract_if(.., unused);
+        for mesh in unused.filter_map(Arc::into_inner) {
+            mesh.free_in_steps(&mut breath::step);
+        }
         !self.retired.is_empty()
     }
 

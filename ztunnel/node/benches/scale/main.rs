@@ -35,6 +35,7 @@ use ztunnel_mesh::name::ServiceName;
 use ztunnel_mesh::{Mesh, Rng};
 use ztunnel_node::discovery::session::{AdsSession, Resume, Subscription};
 use ztunnel_node::state::{MeshReader, MeshWriter, mesh_channel};
+use ztunnel_node::task::breath;
 use ztunnel_proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Node};
 
 use mesh::{BIG_ENDPOINTS, Big, SERVICES, WORKLOADS};
@@ -112,7 +113,7 @@ impl Follower {
         let response = DeltaDiscoveryResponse::decode(response).unwrap();
         let received = self.session.receive(response);
         assert!(received.rejected.is_empty());
-        self.mesh = self.mesh.apply(received.delta);
+        self.mesh = self.mesh.apply_in_steps(received.delta, &mut breath::step);
         self.session.tidy();
         self.writer.publish(self.mesh.clone());
     }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use ztunnel_proto::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 
 use super::convert::ConvertError;
+use crate::task::breath;
 
 /// So many rejected resources are remembered.
 const MOST_REJECTED: usize = 1000;
@@ -82,6 +83,7 @@ impl Link {
         let names = response.resources.iter().map(|resource| &resource.name);
         for name in names.chain(&response.removed_resources) {
             state.rejected.remove(&short(name));
+            breath::step();
         }
     }
 

@@ -6,8 +6,9 @@
 //! While there is no stream, everything known stays known and in use.
 //!
 //! Every attempt that fails is logged once, and the next waits: from 10 ms doubling to 15 s, with jitter, starting
-//! over only after a stream that both brought something and lasted. Decoding a large response takes a while; the
-//! task belongs on a runtime that serves no connections.
+//! over only after a stream that both brought something and lasted. To take a large response takes a while; the task
+//! belongs on a runtime that serves no connections, and its loops take breaths (`task::breath`), since a thread that does
+//! may share the core.
 //!
 //! On demand, the mesh is partial, and what its readers lack is asked for on the same stream; nobody is told anything
 //! but by the snapshot that has the answer. What is asked for while there is no stream is remembered for the next one.
@@ -18,11 +19,11 @@ mod node;
 mod parts;
 mod responses;
 pub mod session;
+mod table;
 
 use std::pin::pin;
 use std::time::Duration;
 
-use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -32,14 +33,16 @@ use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 use ztunnel_mesh::Mesh;
 use ztunnel_mesh::partial::Key;
-use ztunnel_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use ztunnel_proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
+};
 use ztunnel_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use ztunnel_sys::memory;
 
 use crate::admin::Pending;
 use crate::control_plane::{ControlPlaneError, Endpoint, explain};
 use crate::state::MeshWriter;
-use crate::task::{Backoff, Shutdown};
+use crate::task::{Backoff, Shutdown, breath};
 use crate::telemetry::XdsMetrics;
 
 pub use link::{Link, LinkStatus};
@@ -61,8 +64,8 @@ const LASTING: Duration = Duration::from_secs(1);
 const OUTGOING: usize = 4;
 /// How often absences are looked through for old ones.
 const SWEEP: Duration = Duration::from_secs(1);
-/// A response of this size leaves a peak behind that is worth giving back.
-const LARGE: usize = 8 * 1024 * 1024;
+/// A response with so much content leaves a peak behind that is worth giving back.
+const LARGE: u64 = 8 * 1024 * 1024;
 /// How many oddities of one response are logged.
 const LOGGED: usize = 20;
 
@@ -206,6 +209,7 @@ impl Discovery {
             if self.mesh.lacks(&key) {
                 self.session.ask(key, now);
             }
+            breath::step();
         }
     }
 
@@ -251,9 +255,9 @@ impl Discovery {
                 Err(status) => return StreamError::Broken(status),
             };
             *responses += 1;
-            let large = response.encoded_len() >= LARGE;
-            let answer = self.apply(response);
-            if large {
+            let payload = payload(&response);
+            let answer = self.apply(response, payload);
+            if payload >= LARGE {
                 memory::give_back();
             }
             if let Some(error) = send(&requests, answer).await {
@@ -290,18 +294,14 @@ impl Discovery {
     }
 
     /// Applies a response, publishes the result and says what to answer.
-    fn apply(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+    fn apply(&mut self, response: DeltaDiscoveryResponse, payload: u64) -> DeltaDiscoveryRequest {
         let type_url = response.type_url.clone();
         // Others are rejected; they share a series, whatever they are called.
         let mut known = [ADDRESS_TYPE, AUTHORIZATION_TYPE].into_iter();
         let url = known.find(|known| *known == type_url).unwrap_or("unknown");
-        let payload = response.resources.iter().map(|resource| {
-            let payload = resource.resource.as_ref();
-            payload.map_or(0, |payload| payload.value.len() as u64)
-        });
         self.metrics.messages.with_label_values(&[url]).inc();
         let bytes = self.metrics.bytes.with_label_values(&[url]);
-        bytes.inc_by(payload.sum());
+        bytes.inc_by(payload);
         self.link.received(&response);
         let Received {
             delta,
@@ -336,8 +336,12 @@ impl Discovery {
         if unlogged > 0 {
             warn!(type_url, unlogged, "more oddities in this response");
         }
-        let mesh = self.mesh.apply(delta);
-        self.mesh = self.session.record(mesh, &answers, Instant::now());
+        breath::free(rejected);
+        breath::free(warnings);
+        let mesh = self.mesh.apply_in_steps(delta, &mut breath::step);
+        let mesh = self.session.record(mesh, &answers, Instant::now());
+        // Readers have it too, unless it was never complete.
+        std::mem::replace(&mut self.mesh, mesh).free_in_steps(&mut breath::step);
         self.session.tidy();
         self.publish();
         answer
@@ -357,6 +361,16 @@ impl Discovery {
             self.writer.publish(self.mesh.clone());
         }
     }
+}
+
+/// How many bytes the contents of a response have.
+fn payload(response: &DeltaDiscoveryResponse) -> u64 {
+    let of_one = |resource: &Resource| {
+        breath::step();
+        let payload = resource.resource.as_ref();
+        payload.map_or(0, |payload| payload.value.len() as u64)
+    };
+    response.resources.iter().map(of_one).sum()
 }
 
 /// Sends a request. When the stream no longer takes any, its end will say why.

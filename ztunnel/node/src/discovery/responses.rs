@@ -24,6 +24,7 @@ use ztunnel_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaD
 
 use super::parts::{MAX_PARTS, parts, whole_fields};
 use crate::control_plane::MAX_RESPONSE;
+use crate::task::breath;
 
 const METHOD: &str =
     "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
@@ -48,6 +49,23 @@ struct Message {
     /// How many of its bytes are not decoded yet.
     left: usize,
     parts: usize,
+    has_room: bool,
+}
+
+impl Message {
+    /// Makes room for as many resources as will come if they are like those in the first `bytes`. A list that grows
+    /// piece by piece is copied each time, in the end for milliseconds without a breath. What is not used of the room
+    /// takes no memory.
+    fn make_room(&mut self, bytes: usize) {
+        let come = self.response.resources.len();
+        if self.has_room || come == 0 {
+            return;
+        }
+        self.has_room = true;
+        let likely = (self.left / bytes).saturating_mul(come);
+        let most = MAX_PARTS.saturating_sub(self.parts);
+        self.response.resources.reserve_exact(likely.min(most));
+    }
 }
 
 impl Responses {
@@ -104,6 +122,8 @@ impl Responses {
             if let Some(response) = self.decode()? {
                 return Ok(Some(response));
             }
+            // Frames that are here already come without a wait.
+            breath::long_step();
             match self.body.frame().await {
                 Some(frame) => match frame?.into_data() {
                     Ok(data) => self.buffer.extend_from_slice(&data),
@@ -144,6 +164,7 @@ impl Responses {
             .merge(fields)
             .map_err(|err| Status::internal(format!("the response cannot be decoded: {err}")))?;
         message.left -= whole;
+        message.make_room(whole);
         if message.left > 0 {
             return Ok(None);
         }
@@ -196,6 +217,7 @@ mod tests {
     use ztunnel_proto::envoy::service::discovery::v3::Resource;
 
     use super::*;
+    use crate::task::breath::looks;
 
     fn response(sizes: &[usize]) -> DeltaDiscoveryResponse {
         let resource = |(number, &size): (usize, &usize)| Resource {
@@ -274,6 +296,42 @@ mod tests {
         assert_eq!(got, sent);
         assert!(most < 16 * SIZE, "{most}");
         assert_eq!(responses.buffer.capacity(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_long_response_takes_a_breath_after_each_piece() {
+        let sent = response(&[300; 4000]);
+        let bytes = framed(&sent);
+        let mut responses = body(&bytes, 16_384, &[("grpc-status", "0")]);
+        let before = looks::so_far();
+        let got = responses.next().await.unwrap();
+        let looks = looks::so_far() - before;
+        assert_eq!(got.as_ref(), Some(&sent));
+        assert!(looks >= bytes.len() / 16_384, "{looks}");
+    }
+
+    #[test]
+    fn there_is_room_for_a_long_list_from_the_start() {
+        let sent = response(&[300; 4000]).encode_to_vec();
+        let mut message = Message {
+            left: sent.len(),
+            ..Message::default()
+        };
+        let whole = whole_fields(&sent[..16_384]);
+        message.response.merge(&sent[..whole]).unwrap();
+        message.left -= whole;
+        message.make_room(whole);
+        let room = message.response.resources.capacity();
+        assert!((3900..4200).contains(&room), "{room}");
+        // However long it says it is.
+        let mut message = Message {
+            left: MAX_RESPONSE,
+            ..Message::default()
+        };
+        message.response.merge(&[0x12, 0][..]).unwrap();
+        message.make_room(2);
+        let room = message.response.resources.capacity();
+        assert!(room <= MAX_PARTS + 4, "{room}");
     }
 
     async fn check_error(bytes: &[u8], trailers: &[(&'static str, &'static str)], expected: &str) {

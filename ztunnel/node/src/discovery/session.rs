@@ -24,6 +24,7 @@ use ztunnel_proto::envoy::service::discovery::v3::{
 use ztunnel_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 
 use super::convert::{ConvertError, Converted, Converter};
+use crate::task::breath;
 use asked::Asked;
 use held::Held;
 
@@ -31,6 +32,8 @@ use held::Held;
 const NACK_DETAILS: usize = 100;
 /// How much of one. The names are not ours, and a request has a limit at the control plane.
 const NACK_DETAIL: usize = 1024;
+/// To convert content of more bytes is worth a look at the clock by itself.
+const LONG: usize = 4096;
 
 /// What stays of a conversation from stream to stream.
 #[derive(Debug)]
@@ -195,7 +198,7 @@ impl AdsSession {
         (!forgotten.is_empty()).then(|| mesh.with_absences([], &forgotten))
     }
 
-    /// Takes a response apart.
+    /// Takes a response apart, and takes breaths meanwhile.
     pub fn receive(&mut self, response: DeltaDiscoveryResponse) -> Received {
         let mut received = Received {
             delta: Delta::default(),
@@ -216,12 +219,15 @@ impl AdsSession {
             return received;
         };
         let mut unseen: HashSet<Arc<str>> = match std::mem::take(&mut state.expects_everything) {
-            true => state.held.names().cloned().collect(),
+            true => state.held.names(),
             false => HashSet::new(),
         };
         let mut asked = self.asked.as_mut().filter(|_| state.kind == Kind::Address);
         let mut unreadable = HashSet::new();
+        received.delta.upserts.reserve(response.resources.len());
         for resource in response.resources {
+            let content = resource.resource.as_ref();
+            let is_long = content.is_some_and(|content| content.value.len() > LONG);
             unseen.remove(&*resource.name);
             match state.kind.convert(&mut self.converter, &resource) {
                 Ok(Converted { upsert, warnings }) => {
@@ -247,6 +253,11 @@ impl AdsSession {
                     received.rejected.push((resource.name, error));
                 }
             }
+            if is_long {
+                breath::long_step();
+            } else {
+                breath::step();
+            }
         }
         for name in response.removed_resources {
             let was_held = state.held.remove(&name);
@@ -254,6 +265,7 @@ impl AdsSession {
                 answers.known.extend(asked.removed(&name, was_held));
             }
             received.delta.removals.extend(state.kind.removal(&name));
+            breath::step();
         }
         if !unreadable.is_empty() {
             let doubted = |key: &mut Key| unreadable.contains(&key.to_string());
@@ -265,6 +277,7 @@ impl AdsSession {
         for name in unseen {
             state.held.remove(&name);
             received.delta.removals.extend(state.kind.removal(&name));
+            breath::step();
         }
         state.responded = true;
         if received.rejected.is_empty() {

@@ -1,7 +1,8 @@
-//! How tasks start, pause, rest and stop; what they may have together; and what several rooms need to be told: changed files,
-//! sockets inside a pod.
+//! How tasks start, pause, rest and stop, and let others have the processor; what they may have together; and what several
+//! rooms need to be told: changed files, sockets inside a pod.
 
 mod backoff;
+pub mod breath;
 mod budget;
 mod file_watch;
 mod group;

@@ -14,6 +14,8 @@ use tokio::time::Instant;
 use ztunnel_mesh::name::ServiceName;
 use ztunnel_mesh::partial::Key;
 
+use crate::task::breath;
+
 /// Names without an answer. Each has a connection that waits, or waited not long ago.
 const MOST_WAITING: usize = 1024;
 /// Names on record as unknown: addresses outside of the mesh, mostly.
@@ -155,6 +157,8 @@ impl Asked {
     pub(super) fn absent(&mut self, keys: &[Key], now: Instant) -> Vec<Key> {
         let mut forgotten = Vec::new();
         for key in keys {
+            // When the record is full, all of it is looked through for the oldest.
+            breath::long_step();
             let (name, key, since) = (key.to_string(), key.clone(), now);
             self.absent.insert(name, Absent { key, since });
             if self.absent.len() > MOST_ABSENT

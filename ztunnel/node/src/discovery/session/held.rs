@@ -3,12 +3,15 @@
 //! There may be a hundred thousand: names are shared with the mesh, and versions, which are hashes in hexadecimal,
 //! are kept as numbers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+
+use super::super::table::Table;
+use crate::task::breath;
 
 /// Resource name to version.
 #[derive(Debug, Default)]
-pub(super) struct Held(HashMap<Arc<str>, Version>);
+pub(super) struct Held(Table<Arc<str>, Version>);
 
 #[derive(Debug)]
 enum Version {
@@ -26,17 +29,27 @@ impl Held {
 
     /// Says whether it was there.
     pub(super) fn remove(&mut self, name: &str) -> bool {
-        self.0.remove(name).is_some()
+        self.0.remove(name)
     }
 
-    pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.0.keys()
+    /// All names, each after a breath if it is time for one.
+    pub(super) fn names(&self) -> HashSet<Arc<str>> {
+        let mut names = HashSet::with_capacity(self.0.len());
+        for (name, _) in self.0.iter() {
+            names.insert(Arc::clone(name));
+            breath::step();
+        }
+        names
     }
 
     /// As the wire wants it.
     pub(super) fn versions(&self) -> HashMap<String, String> {
-        let version = |(name, version): (&Arc<str>, &Version)| (name.to_string(), version.text());
-        self.0.iter().map(version).collect()
+        let mut versions = HashMap::with_capacity(self.0.len());
+        for (name, version) in self.0.iter() {
+            versions.insert(name.to_string(), version.text());
+            breath::step();
+        }
+        versions
     }
 }
 
@@ -88,6 +101,6 @@ mod tests {
         ));
         assert!(matches!(Version::new("f123456789abcdef"), Version::Hash(_)));
         held.remove("name");
-        assert_eq!(held.names().count(), 0);
+        assert_eq!(held.names().len(), 0);
     }
 }

@@ -6,6 +6,7 @@ use ztunnel_proto::istio::workload as wire;
 
 use super::*;
 
+mod large;
 mod on_demand;
 
 fn resource(name: &str, version: &str, content: Option<Vec<u8>>) -> Resource {
