@@ -32,6 +32,7 @@ mod control_plane;
 mod daemon;
 mod dir;
 mod dns;
+pub mod envoy;
 mod error;
 mod fingerprint;
 pub mod hbone;
@@ -55,6 +56,7 @@ pub use control_plane::{
 };
 pub use daemon::{Daemon, DaemonOptions, binary as daemon_binary};
 pub use dns::Dns;
+pub use envoy::{Envoy, EnvoyProgram};
 pub use error::{Doing, LabError, Result};
 pub use fingerprint::Fingerprint;
 pub use lab::Lab;

@@ -4,14 +4,11 @@
 //! to 15006, where mutual TLS ends. Two worker threads, as Istio's default. What Istio adds in extensions of its own
 //! (its statistics, policies, access log) is not in this Envoy, so a real sidecar costs more than this one.
 
-use std::ffi::OsString;
-use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use lab::{Authority, Doing as _, Lab, Pod, Program, Result, Validity};
+use lab::envoy::common_tls;
+use lab::{Authority, Envoy, EnvoyProgram, Lab, Pod, Program, Result, Validity};
 
 use super::{APP_PORT, Contestant, SERVICE_PORT, Who};
 
@@ -19,14 +16,6 @@ const OUTBOUND: u16 = 15001;
 const INBOUND: u16 = 15006;
 /// The group that Envoy runs as: what it sends is not redirected again. Istio's has the same number.
 const GROUP: &str = "1337";
-const AS_SIDECAR: [&str; 5] = ["setpriv", "--regid", GROUP, "--clear-groups", "--"];
-const OPTIONS: [&str; 5] = [
-    "--concurrency",
-    "2",
-    "--disable-hot-restart",
-    "--log-level",
-    "warning",
-];
 const DAY: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +47,7 @@ pub(super) fn start(lab: &Lab, who: Who, codec: Codec, program: &Path) -> Result
         let envoy = side.start(&authority, program, &config, port)?;
         side.redirect(chain, port)?;
         contestant.proxies.push(envoy.pid());
-        contestant._programs.push(envoy);
+        contestant._envoys.push(envoy);
     }
     Ok(contestant)
 }
@@ -73,43 +62,12 @@ struct Side<'a> {
 }
 
 impl Side<'_> {
-    fn start(
-        &self,
-        authority: &Authority,
-        envoy: &Path,
-        config: &str,
-        port: u16,
-    ) -> Result<lab::Process> {
-        let dir = self.pod.dir();
+    fn start(&self, authority: &Authority, envoy: &Path, config: &str, port: u16) -> Result<Envoy> {
         let credential = authority.issue(self.pod.identity(), Validity::of(DAY))?;
-        let chain: String = credential
-            .chain
-            .iter()
-            .map(|der| pem("CERTIFICATE", der))
-            .collect();
-        let key = pem("PRIVATE KEY", credential.key.secret_der());
-        for (name, text) in [
-            ("chain.pem", chain.as_str()),
-            ("key.pem", &key),
-            ("root.pem", &authority.root_pem()),
-            ("envoy.yaml", config),
-        ] {
-            fs::write(dir.join(name), text).doing(|| format!("write Envoy's {name}"))?;
-        }
-        let log = dir.join("envoy.log");
-        let mut argv: Vec<OsString> = AS_SIDECAR.map(Into::into).to_vec();
-        argv.extend([envoy.into(), "--config-path".into()]);
-        argv.push(dir.join("envoy.yaml").into());
-        argv.extend(OPTIONS.map(Into::into));
-        let process = Program::new(argv)
-            .dir(dir)
-            .log(&log)
-            .spawn(self.pod.namespace())?;
-        self.pod.wait_for_listener(port).map_err(|err| {
-            let said = fs::read_to_string(&log).unwrap_or_default();
-            lab::LabError::because(format!("start Envoy in {}: {said}", self.pod.key()), err)
-        })?;
-        Ok(process)
+        EnvoyProgram::at(envoy)
+            .group(GROUP)
+            .credential(&credential, authority.root_pem())
+            .start(self.pod, config, &[port])
     }
 
     /// As `istio-iptables` does it, in the words of nftables. Packets that come in have no owner.
@@ -207,21 +165,11 @@ impl Side<'_> {
     }
 
     fn tls(&self) -> String {
-        let (alpn, dir) = (
-            match self.codec {
-                Codec::Tcp => "istio",
-                Codec::Http => "http/1.1",
-            },
-            self.pod.dir().display(),
-        );
-        format!(
-            "{{alpn_protocols: [{alpn}], \
-             tls_params: {{tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3}}, \
-             tls_certificates: [{{certificate_chain: {{filename: {dir}/chain.pem}}, private_key: {{filename: {dir}/key.pem}}}}], \
-             validation_context: {{trusted_ca: {{filename: {dir}/root.pem}}, \
-             match_typed_subject_alt_names: [{{san_type: URI, matcher: {{exact: '{}'}}}}]}}}}",
-            self.peer
-        )
+        let alpn = match self.codec {
+            Codec::Tcp => "istio",
+            Codec::Http => "http/1.1",
+        };
+        common_tls(alpn, &self.peer)
     }
 }
 
@@ -252,18 +200,5 @@ fn config(port: u16, filters: &str, listener: &str, to: IpAddr, tls: &str) -> St
       endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {to}, port_value: {APP_PORT}}}}}}}}}]}}]
 {tls}
 "
-    )
-}
-
-fn pem(label: &str, der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let lines: Vec<&str> = text
-        .as_bytes()
-        .chunks(64)
-        .map(|line| std::str::from_utf8(line).unwrap_or_default())
-        .collect();
-    format!(
-        "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
-        lines.join("\n")
     )
 }

@@ -86,6 +86,7 @@ pub(crate) struct Contestant {
     wire: u16,
     // Ended when this is dropped.
     _programs: Vec<Process>,
+    _envoys: Vec<lab::Envoy>,
 }
 
 /// The lab that all of them live in, and they. The contestants go first.
@@ -179,6 +180,7 @@ impl Contestant {
             proxies: Vec::new(),
             wire,
             _programs: vec![program],
+            _envoys: Vec::new(),
         })
     }
 
@@ -194,6 +196,7 @@ impl Contestant {
             proxies: self.proxies.clone(),
             wire: self.wire,
             _programs: Vec::new(),
+            _envoys: Vec::new(),
         }
     }
 }
