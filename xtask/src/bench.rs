@@ -13,7 +13,7 @@ pub(crate) fn bench(workspace: &Workspace, args: &[&str]) -> Outcome {
     let program = workspace.target("release/bench");
     let mut bench = Command::new(&program);
     bench.args(args);
-    match setup::envoy(workspace) {
+    match setup::redirection().and_then(|()| setup::envoy(workspace)) {
         Ok(envoy) => bench.arg("--envoy").arg(envoy),
         Err(failure) => {
             // Without a network the rest is still worth having; the report says why this is not in it.

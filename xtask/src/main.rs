@@ -50,6 +50,7 @@ fn run(args: &[String]) -> Outcome {
         ["setup"] => {
             setup::setup(&workspace)?;
             setup::browser()?;
+            setup::envoy(&workspace)?;
             println!("setup: everything is in place");
             Ok(())
         }

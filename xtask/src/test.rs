@@ -23,6 +23,7 @@ pub(crate) fn test(workspace: &Workspace) -> Outcome {
     steps.announce("setup");
     let bpf = setup::setup(workspace)?;
     setup::browser()?;
+    setup::envoy(workspace)?;
     // `--all` reaches ebpf/programs too, which is not a default member.
     steps.run("format", cargo(&["fmt", "--all", "--check"]))?;
     steps.announce("eBPF programs");

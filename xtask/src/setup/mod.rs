@@ -16,7 +16,7 @@ use std::process::Command;
 use crate::shell::{self, Failure, Outcome};
 use crate::workspace::Workspace;
 pub(crate) use browser::browser;
-pub(crate) use envoy::envoy;
+pub(crate) use envoy::{envoy, redirection};
 pub(crate) use toolchain::Toolchain;
 
 /// What compiles and links eBPF programs.
