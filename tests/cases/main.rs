@@ -9,6 +9,7 @@ mod cli;
 mod control_plane;
 mod demo;
 mod enrollment;
+mod envoy;
 mod explain;
 mod hostile;
 mod identity;
