@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use pin_project_lite::pin_project;
 
 use ztunnel_mesh::Refusal;
-use ztunnel_mesh::addr::AppAddr;
+use ztunnel_mesh::addr::{AppAddr, ClientAddr};
 use ztunnel_mesh::authorize::Peer;
 use ztunnel_mesh::reason::Reason;
 
@@ -83,6 +83,12 @@ impl Record {
             registry,
             connection,
         }
+    }
+
+    /// Who connected.
+    #[must_use]
+    pub fn src(&self) -> ClientAddr {
+        self.connection.src
     }
 
     /// What is known of it; to be let go before anything else happens.

@@ -23,6 +23,7 @@ use crate::identity::IdentityError;
 use crate::own_pod::{WorkloadUnknown, baggage};
 use crate::relay::{self, ResetOnDrop};
 use crate::state::LOOKUP_WAIT;
+use crate::task::Follows;
 use crate::telemetry::{Counting, Direction, Party, Via, within};
 use crate::tls::HandshakeError;
 use crate::tunnel::{AcceptError, Incoming, Request, Stream, TunnelError, TunnelFacts, accept};
@@ -237,7 +238,11 @@ async fn open(
                 facts.authority = Some(asked.authority.clone());
             }
             let authority = authority(&asked.authority);
-            let reaching = reach(inner, tunnel, record, &authority);
+            let follows = match request.has_data() {
+                true => Follows::Data,
+                false => Follows::Anything,
+            };
+            let reaching = reach(inner, tunnel, record, &authority, follows);
             tokio::select! {
                 reached = record.unless_cut(reaching) => {
                     reached.unwrap_or_else(|cut| Err(cut.into()))
@@ -285,6 +290,7 @@ async fn reach(
     tunnel: &Tunnel,
     record: &Record,
     authority: &inbound::Authority,
+    follows: Follows,
 ) -> Result<Reached, InboundError> {
     let workload = inner.pod.workload().await?;
     {
@@ -333,7 +339,8 @@ async fn reach(
     };
     let at = target.app;
     debug!(app = %at, "permitted");
-    let app = inner.deliver(permit, tunnel.client, at, target.hop).await?;
+    let delivering = inner.deliver(permit, tunnel.client, at, target.hop, follows);
+    let app = delivering.await?;
     Ok(Reached {
         workload,
         app,

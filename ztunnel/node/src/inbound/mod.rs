@@ -27,7 +27,7 @@ use ztunnel_sys::socket::canonical;
 use crate::connections::Record;
 use crate::own_pod::OwnPod;
 use crate::relay::ResetOnDrop;
-use crate::task::{LocalTasks, Shutdown};
+use crate::task::{Follows, LocalTasks, Shutdown};
 use crate::tunnel::TunnelSettings;
 use error::InboundError;
 use handshakes::Handshakes;
@@ -156,6 +156,7 @@ impl Inner {
         client: ClientAddr,
         app: AppAddr,
         hop: LastHop,
+        follows: Follows,
     ) -> Result<ResetOnDrop, InboundError> {
         let after = self.tunnels.connect_timeout;
         let net = &self.pod.net;
@@ -163,7 +164,8 @@ impl Inner {
             match (hop, self.offer) {
                 (LastHop::Loopback(at), _) => net.connect(at).await,
                 (LastHop::AsClient, Offer::Apps) => {
-                    net.connect_as(client, app, self.settings.source).await
+                    let source = self.settings.source;
+                    net.connect_as(client, app, source, follows).await
                 }
                 // Nothing in the daemon's own namespace would bring answers to another address back.
                 (LastHop::AsClient, Offer::OwnPort(_)) => net.connect(app.0).await,

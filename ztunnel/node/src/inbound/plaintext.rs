@@ -14,6 +14,7 @@ use super::Inner;
 use super::error::InboundError;
 use crate::connections::Record;
 use crate::relay::{self, FarError, ResetOnDrop};
+use crate::task::Follows;
 use crate::telemetry::{Direction, Party, within};
 
 pub(super) async fn serve(
@@ -93,7 +94,7 @@ async fn reach(
     };
     debug!(%app, "permitted");
     let app = inner
-        .deliver(permit, client, app, LastHop::AsClient)
+        .deliver(permit, client, app, LastHop::AsClient, Follows::Anything)
         .await?;
     record.connected();
     Ok(app)

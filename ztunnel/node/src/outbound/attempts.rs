@@ -1,13 +1,14 @@
 //! The endpoints that one connection tries, one after the other.
 //!
-//! Nothing that the app sends is taken before an endpoint has accepted the connection, so until then another one can be
-//! tried without the app noticing.
+//! Until an endpoint has accepted the connection, another one can be tried without the app noticing: nothing that the app
+//! sends is taken before, but what may go along with the CONNECT, and that is kept.
 //!
 //! Invariants:
 //! - Each attempt is a decision of its own about the mesh as it is then, which avoids who refused already. There is no
 //!   other way to an endpoint than what was decided.
 //! - Only endpoints that were drawn among others are given up for another one, only for failures that another one need
 //!   not have, and never because policy said no.
+//! - What the app has said reaches one endpoint at most: who may have got it is not given up for another one.
 //! - At most [`ATTEMPTS`] endpoints, which share the time limit of one connect.
 
 use std::fmt;

@@ -31,11 +31,13 @@ use ztunnel_sys::socket::canonical;
 use crate::connections::Record;
 use crate::identity::IdentityError;
 use crate::own_pod::{OwnPod, WorkloadUnknown, baggage};
-use crate::relay::{self, RelayError, ResetOnDrop};
+use crate::relay::{self, FarError, RelayError, ResetOnDrop};
 use crate::state::{LOOKUP_WAIT, LookupTimeout};
 use crate::task::{LocalTasks, Shutdown};
 use crate::telemetry::{Direction, KnownNames, Party, Via, within};
-use crate::tunnel::{Destination, OpenError, Opened, Pool, Stream, TunnelFacts, TunnelSettings};
+use crate::tunnel::{
+    Destination, Early, OpenError, Opened, Pool, Stream, TunnelFacts, TunnelSettings,
+};
 
 pub use resolve::{ResolveError, Resolver, ResolverConfig};
 
@@ -190,6 +192,24 @@ impl Reached {
         facts.tls_key_exchange = Some(tls.key_exchange);
         Self::Stream(opened.stream)
     }
+
+    /// Makes sure that what was taken of the app before it was connected has been said.
+    async fn told(mut self, record: &Record, early: Early<'_>) -> Result<Self, OutboundError> {
+        let is_out = early.is_out();
+        let words = early.into_words();
+        let len = words.len();
+        match &mut self {
+            _ if is_out || words.is_empty() => {}
+            // It was taken for a peer that has refused since.
+            Self::Stream(far) => relay::say(far, words).await?,
+            Self::Tcp(far) => {
+                let sent = far.send_first(&words).await;
+                sent.map_err(|err| RelayError::Far(FarError::Broken(err)))?;
+            }
+        }
+        record.traffic().add_sent(len);
+        Ok(self)
+    }
 }
 
 impl Outbound {
@@ -222,10 +242,10 @@ impl Outbound {
         let mut app = ResetOnDrop::new(accepted);
         async move {
             let _open = self.pod.connections.socket(Direction::Outbound);
-            let Some((record, span, src, dst)) = self.begin(app.get()) else {
+            let Some((record, span)) = self.begin(app.get()) else {
                 return;
             };
-            let carrying = self.carry(&record, &mut app, src, dst);
+            let carrying = self.carry(&record, &mut app);
             let carried = record.unless_cut(within(span, carrying)).await;
             drop(app);
             match carried {
@@ -236,7 +256,7 @@ impl Outbound {
         }
     }
 
-    fn begin(&self, app: &TcpStream) -> Option<(Record, Span, ClientAddr, OrigDst)> {
+    fn begin(&self, app: &TcpStream) -> Option<(Record, Span)> {
         // Who it is from would be known from accept, and kept as long as the connection.
         let (src, dst) = match (app.peer_addr(), app.local_addr()) {
             (Ok(src), Ok(dst)) => (ClientAddr(canonical(src)), OrigDst(canonical(dst))),
@@ -250,22 +270,26 @@ impl Outbound {
         record.facts().dst_addr = Some(dst.0);
         let (pod, trace) = (&self.pod.name, Empty);
         let span = debug_span!("outbound", %src, %dst, %pod, trace);
-        Some((record, span, src, dst))
+        Some((record, span))
     }
 
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "it would have room for its arguments twice, for as long as the connection lasts"
+    )]
     fn carry<'a>(
         &'a self,
         record: &'a Record,
         app: &'a mut ResetOnDrop,
-        src: ClientAddr,
-        dst: OrigDst,
     ) -> impl Future<Output = Result<(), OutboundError>> + 'a {
-        // Large, and over long before the connection is.
-        let reaching = Box::pin(self.reach(record, src, dst));
         async move {
-            let reached = tokio::select! {
-                reached = reaching => reached?,
-                err = relay::broken(app.get()) => return Err(OutboundError::AppGone(err)),
+            let reached = {
+                // Large, and over long before the connection is.
+                let reaching = Box::pin(self.reach(record, app.get()));
+                tokio::select! {
+                    reached = reaching => reached?,
+                    err = relay::broken(app.get()) => return Err(OutboundError::AppGone(err)),
+                }
             };
             let far = match reached {
                 Reached::Stream(far) => far,
@@ -286,18 +310,18 @@ impl Outbound {
         }
     }
 
-    async fn reach(
-        &self,
-        record: &Record,
-        src: ClientAddr,
-        dst: OrigDst,
-    ) -> Result<Reached, OutboundError> {
+    async fn reach(&self, record: &Record, app: &TcpStream) -> Result<Reached, OutboundError> {
+        let noted = record.facts().dst_addr;
+        let dst =
+            noted.ok_or_else(|| OutboundError::AppGone(io::ErrorKind::NotConnected.into()))?;
+        let (src, dst) = (record.src(), OrigDst(dst));
         if dst.0.ip().is_loopback() {
             return Err(OutboundError::Loopback { to: dst });
         }
         let workload = self.pod.workload().await?;
         record.facts().src = Party::Workload(Arc::clone(&workload));
         let mut attempts = Attempts::new(&self.refusers, self.settings.connect_timeout);
+        let early = Early::of(app);
         loop {
             let decided = match self.route(&workload, dst, &attempts).await {
                 Ok(decided) => decided,
@@ -325,14 +349,18 @@ impl Outbound {
                 facts.service = service;
             }
             match self
-                .follow(record, src, &workload, route, attempt.within)
+                .follow(record, src, &workload, route, attempt.within, &early)
                 .await
             {
                 Ok(reached) => {
                     attempts.succeeded(&attempt);
                     record.opened();
                     record.connected();
-                    return Ok(reached);
+                    return reached.told(record, early).await;
+                }
+                Err(err) if early.is_out() => {
+                    record.opened();
+                    return Err(attempts.end(err));
                 }
                 Err(err) => attempts
                     .failed(attempt, err)
@@ -349,6 +377,7 @@ impl Outbound {
         workload: &Arc<Workload>,
         route: Route,
         within: Option<Duration>,
+        early: &Early<'_>,
     ) -> Result<Reached, OutboundError> {
         match route {
             Route::Direct { to } => {
@@ -357,8 +386,8 @@ impl Outbound {
                 Ok(Reached::Tcp(Box::new(far)))
             }
             Route::Hbone(route) => {
-                let opened = self.tunnel(record, src, workload, &route, within).await?;
-                Ok(Reached::through(opened, record))
+                let opened = self.tunnel(record, src, workload, &route, within, early);
+                Ok(Reached::through(opened.await?, record))
             }
             Route::DoubleHbone(route) => {
                 record.facts().double = true;
@@ -374,7 +403,7 @@ impl Outbound {
                 debug!(%hostname, ?addresses, "name resolved");
                 let route = route.resolved(&addresses, workload, &mut Random);
                 let route = route.map_err(OutboundError::Refused)?;
-                Box::pin(self.follow(record, src, workload, route, within)).await
+                Box::pin(self.follow(record, src, workload, route, within, early)).await
             }
         }
     }
@@ -433,6 +462,7 @@ impl Outbound {
         workload: &Workload,
         route: &HboneRoute,
         within: Option<Duration>,
+        early: &Early<'_>,
     ) -> Result<Opened, OutboundError> {
         let peer = route.peer;
         {
@@ -453,7 +483,7 @@ impl Outbound {
             async move { net.connect(peer.0).await }
         };
         debug!(%peer, authority = %route.authority, "stream asked for");
-        let opened = self.pool.open_within(within, &to, &request, connect);
+        let opened = self.pool.open_within(within, &to, &request, early, connect);
         let opened = opened.await?;
         let TunnelFacts { peer, tls } = &opened.tunnel;
         let peer = peer.as_ref().map(Principal::identity).map(display);
@@ -477,7 +507,10 @@ impl Outbound {
     ) -> Result<Opened, OutboundError> {
         let DoubleHboneRoute { outer, inner } = route;
         let gateway = outer.peer;
-        let way = self.tunnel(record, src, workload, &outer, within).await?;
+        // What the app says is for the tunnel inside.
+        let none = Early::none();
+        let way = self.tunnel(record, src, workload, &outer, within, &none);
+        let way = way.await?;
         let request = Connect {
             network: Some(&self.pod.network),
             ..request(record, src, workload, &outer)

@@ -3,12 +3,15 @@
 
 use std::cell::Cell;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use tokio::io::AsyncRead;
+use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
+use ztunnel_sys::socket;
 
 use crate::task::note_use;
 
@@ -48,6 +51,17 @@ pub(super) fn poll_read(
     BUFFER.set(Some(buffer));
     note_use();
     bytes
+}
+
+/// The most that is read of an app that was not waited for.
+const FIRST: usize = 8 * 1024;
+
+/// Reads what an app has said by now, without waiting for more or being told that there is something. Nothing may also
+/// be its end, or that it broke: who reads next finds out.
+pub(crate) fn read_now(app: &TcpStream) -> Bytes {
+    let mut bytes = [0; FIRST];
+    let read = socket::receive_now(app.as_fd(), &mut bytes).unwrap_or(0);
+    Bytes::copy_from_slice(&bytes[..read])
 }
 
 /// Lets go of what this thread keeps.

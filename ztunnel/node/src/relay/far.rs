@@ -10,7 +10,7 @@ use ztunnel_mesh::reason::Reason;
 /// One end of a connection with a flow control of its own. Dropping it before both directions have ended tells
 /// the peer that the connection broke.
 pub trait Far {
-    /// Whether `poll_flush` has never anything to do, so that as much as was reserved may be sent in several pieces.
+    /// Whether `poll_flush` has never anything to do, so that what may be sent may be sent in several pieces.
     const QUEUES: bool;
 
     /// The next bytes for the app; nothing at the end of the data.
@@ -25,14 +25,14 @@ pub trait Far {
     /// The app does not take more for now.
     fn stop(&mut self);
 
-    /// How much the next `send` may carry: between 1 and `wanted`. Reserves that much.
+    /// How much may be sent now, before anything else happens: between 1 and `wanted`.
     fn poll_capacity(
         &mut self,
         cx: &mut Context<'_>,
         wanted: usize,
     ) -> Poll<Result<usize, FarError>>;
 
-    /// Gives back what was reserved and not used, for others on the same tunnel.
+    /// There is nothing to send after all: what it might have been told is for others on the same tunnel.
     fn yield_capacity(&mut self);
 
     /// Takes bytes of the app, no more than `poll_capacity` allowed.

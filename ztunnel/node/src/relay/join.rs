@@ -1,5 +1,6 @@
 //! Moves the bytes of one connection until both directions have ended or something breaks.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
@@ -86,6 +87,19 @@ pub async fn join_tcp(
     Ok(())
 }
 
+/// Sends what was taken from an app before it was joined.
+///
+/// # Errors
+/// When the far end broke.
+pub async fn say(far: &mut impl Far, mut words: Bytes) -> Result<(), RelayError> {
+    while !words.is_empty() {
+        let room = poll_fn(|cx| far.poll_capacity(cx, words.len())).await;
+        let piece = words.split_to(room.map_err(RelayError::Far)?);
+        far.send(piece).map_err(RelayError::Far)?;
+    }
+    Ok(())
+}
+
 pin_project! {
     /// What a connection is for as long as it lasts.
     struct Relaying<'a, F, B> {
@@ -121,7 +135,7 @@ impl<F: Far, B: Future<Output = io::Error>> Future for Relaying<'_, F, B> {
 enum Out {
     /// Waits for the app; holds nothing.
     Idle,
-    /// The app has something to say: waits for room, which may be reserved already.
+    /// The app has something to say: waits for room.
     Readable,
     Done,
 }

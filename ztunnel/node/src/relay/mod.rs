@@ -16,9 +16,9 @@ mod far;
 mod join;
 mod tcp;
 
-pub(crate) use buffer::give_back;
+pub(crate) use buffer::{give_back, read_now};
 pub use far::{Far, FarError};
-pub use join::{RelayError, join, join_tcp};
+pub use join::{RelayError, join, join_tcp, say};
 pub use tcp::{Halves, ResetOnDrop, broken};
 
 #[cfg(test)]

@@ -17,6 +17,6 @@ pub use file_watch::{FileWatch, Pace, read_bounded};
 pub use group::{Shutdown, TaskGroup};
 pub use limit::{Late, limit};
 pub use local::LocalTasks;
-pub use pod_net::{PodNet, SourceAddress};
+pub use pod_net::{Follows, PodNet, SourceAddress};
 pub use rest::give_back_at_rest;
 pub(crate) use rest::note_use;

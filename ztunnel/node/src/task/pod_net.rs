@@ -25,6 +25,15 @@ pub enum SourceAddress {
     Pod,
 }
 
+/// What comes after the connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Follows {
+    /// Nothing that is known of.
+    Anything,
+    /// Data, at once.
+    Data,
+}
+
 /// Why an app was not reached from the address of its client.
 enum NotAsClient {
     /// The address cannot be used.
@@ -77,12 +86,13 @@ impl PodNet {
         client: ClientAddr,
         to: AppAddr,
         source: SourceAddress,
+        follows: Follows,
     ) -> io::Result<TcpStream> {
         let (client, to) = (socket::canonical(client.0), to.0);
         // A pod that calls itself is its own client: nothing to pretend, and binding to its address would clash.
         let is_other = client.ip() != to.ip() && client.is_ipv4() == to.is_ipv4();
         if source != SourceAddress::Pod && is_other {
-            match self.connect_from(client, to).await {
+            match self.connect_from(client, to, follows).await {
                 Ok(connected) => return Ok(connected),
                 Err(NotAsClient::Address(error)) if source == SourceAddress::ClientIfPossible => {
                     warn!(%client, app = %to, %error, "the app is told the pod's address, not its client's");
@@ -90,20 +100,22 @@ impl PodNet {
                 Err(NotAsClient::Address(err) | NotAsClient::Connect(err)) => return Err(err),
             }
         }
-        connect_nearby(self.delivery_socket(None, Family::of(to.ip()))?, to).await
+        let fd = self.delivery_socket(None, Family::of(to.ip()), follows)?;
+        connect_nearby(fd, to).await
     }
 
     async fn connect_from(
         &self,
         client: SocketAddr,
         to: SocketAddr,
+        follows: Follows,
     ) -> Result<TcpStream, NotAsClient> {
         /// Draws of a port. Of a client with many connections to the app, two may draw the same.
         const DRAWS: usize = 32;
         let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
         for _ in 0..DRAWS {
             let fd = self
-                .delivery_socket(Some(client), Family::of(to.ip()))
+                .delivery_socket(Some(client), Family::of(to.ip()), follows)
                 .map_err(NotAsClient::Address)?;
             match connect_nearby(fd, to).await {
                 Err(err) if err.kind() == io::ErrorKind::AddrNotAvailable => last = err,
@@ -113,11 +125,19 @@ impl PodNet {
         Err(NotAsClient::Address(last))
     }
 
-    fn delivery_socket(&self, client: Option<SocketAddr>, family: Family) -> io::Result<OwnedFd> {
+    fn delivery_socket(
+        &self,
+        client: Option<SocketAddr>,
+        family: Family,
+        follows: Follows,
+    ) -> io::Result<OwnedFd> {
         let fd = self.socket(family)?;
         // The mark takes the packets round through `lo`, where `sk_lookup` lets them pass to the app, and makes the
         // app's answers come back the same way. See the capture design: delivery.
         socket::set_mark(fd.as_fd(), DELIVERY_MARK)?;
+        if follows == Follows::Data {
+            socket::acknowledge_with_data(fd.as_fd())?;
+        }
         if let Some(client) = client {
             socket::set_transparent(fd.as_fd(), family)?;
             socket::bind_as(fd.as_fd(), client, rand::random::<u16>)?;
@@ -125,13 +145,13 @@ impl PodNet {
         Ok(fd)
     }
 
-    /// A socket for an app in the pod. Both ends are in one kernel and namespace, so none can be gone without the other being told:
-    /// keepalive would be four system calls for nothing.
+    /// A socket for an app in the pod. Both ends are in one kernel and namespace, so none can be gone without the other being
+    /// told: keepalive would be four system calls for nothing.
     fn socket(&self, family: Family) -> io::Result<OwnedFd> {
         let open = || socket::tcp(family, Liveness::default());
         // Whatever panicked, sockets are sockets.
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(fd) = spare.take(family) {
+        if let Some(fd) = spare.of(family).pop() {
             return Ok(fd);
         }
         let more = spare.wanted();
@@ -139,7 +159,7 @@ impl PodNet {
             let fd = open()?;
             for _ in 0..more {
                 match open() {
-                    Ok(fd) => spare.put(family, fd),
+                    Ok(fd) => spare.of(family).push(fd),
                     Err(_) => break,
                 }
             }
@@ -165,14 +185,6 @@ impl Spare {
             Family::V4 => &mut self.v4,
             Family::V6 => &mut self.v6,
         }
-    }
-
-    fn take(&mut self, family: Family) -> Option<OwnedFd> {
-        self.of(family).pop()
-    }
-
-    fn put(&mut self, family: Family, fd: OwnedFd) {
-        self.of(family).push(fd);
     }
 
     /// How many to make on the visit that is due, none of which there are now.
@@ -212,13 +224,18 @@ mod tests {
         let to = AppAddr(app.local_addr().unwrap());
         // Without its interface such an address is none that a socket can have.
         let client = ClientAddr("[fe80::1]:40000".parse().unwrap());
-        let refused = net.connect_as(client, to, SourceAddress::Client).await;
+        let refused = net
+            .connect_as(client, to, SourceAddress::Client, Follows::Anything)
+            .await;
         assert_eq!(
             refused.map_err(|err| err.kind()).unwrap_err(),
             io::ErrorKind::InvalidInput
         );
         for source in [SourceAddress::ClientIfPossible, SourceAddress::Pod] {
-            let connected = net.connect_as(client, to, source).await.unwrap();
+            let connected = net
+                .connect_as(client, to, source, Follows::Anything)
+                .await
+                .unwrap();
             let (_, peer) = app.accept().await.unwrap();
             assert_eq!(peer, connected.local_addr().unwrap());
             assert_eq!(peer.ip(), to.0.ip());
@@ -233,7 +250,12 @@ mod tests {
         let to = AppAddr(gone.local_addr().unwrap());
         drop(gone);
         let client = ClientAddr("127.0.0.9:40000".parse().unwrap());
-        let refused = net.connect_as(client, to, SourceAddress::ClientIfPossible);
+        let refused = net.connect_as(
+            client,
+            to,
+            SourceAddress::ClientIfPossible,
+            Follows::Anything,
+        );
         let refused = refused.await.map_err(|err| err.kind());
         assert_eq!(refused.unwrap_err(), io::ErrorKind::ConnectionRefused);
     }

@@ -21,6 +21,7 @@ use ztunnel_mesh::name::{Identity, Principal};
 use ztunnel_mesh::reason::Reason;
 
 use super::cut::Cut;
+use super::early::LATELY;
 use super::flow::{Backlog, Windows};
 use super::inside;
 use super::keepalive::{Beat, Keepalive};
@@ -109,6 +110,8 @@ pub(super) struct Tunnel {
     max_streams: usize,
     streams: Cell<usize>,
     used: Cell<Instant>,
+    /// When something came from the peer.
+    heard: Cell<Option<Instant>>,
     /// Never again in the pool.
     retired: Cell<bool>,
     pub(super) cut: Cut,
@@ -169,6 +172,12 @@ impl Tunnel {
     pub(super) fn is_congested(&self) -> bool {
         let since = self.no_room_since.get();
         since.is_some_and(|since| since.elapsed() >= CONGESTED_AFTER)
+    }
+
+    /// Whether the peer was there just now.
+    pub(super) fn is_lively(&self) -> bool {
+        let heard = self.heard.get();
+        heard.is_some_and(|heard| heard.elapsed() < LATELY) && !self.retired.get()
     }
 
     pub(super) fn streams(&self) -> usize {
@@ -316,6 +325,7 @@ pub(super) async fn handshake<IO: Io>(
         max_streams: settings.max_streams,
         streams: Cell::new(0),
         used: Cell::new(Instant::now()),
+        heard: Cell::new(None),
         retired: Cell::new(false),
         cut,
         backlog,
@@ -376,6 +386,9 @@ impl<IO: Io> Driver<IO> {
                     .is_some_and(|known| known.will_wake(cx.waker()))
                 {
                     *driver = Some(cx.waker().clone());
+                }
+                if self.transport.take_received() {
+                    tunnel.heard.set(Some(Instant::now()));
                 }
                 if tunnel.asked.take() {
                     self.keepalive.hurry();

@@ -203,7 +203,7 @@ impl AsyncWrite for Pipe {
         Poll::Ready(Ok(room))
     }
 
-    /// All of it is the outer tunnel's by now. What was reserved besides is for others.
+    /// All of it is the outer tunnel's by now. Whatever room is left is for others.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.borrow_mut().stream.yield_capacity();
         Poll::Ready(Ok(()))

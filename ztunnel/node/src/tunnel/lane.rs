@@ -45,6 +45,10 @@ impl Lane {
         self.connection.borrow_mut().poll_data(self.key, cx)
     }
 
+    pub(super) fn has_data(&self) -> bool {
+        self.connection.borrow().has_data(self.key)
+    }
+
     pub(super) fn is_at_end(&self) -> bool {
         self.connection.borrow().is_at_end(self.key)
     }
@@ -64,6 +68,11 @@ impl Lane {
     ) -> Poll<Result<usize, StreamError>> {
         let mut connection = self.connection.borrow_mut();
         connection.poll_capacity(self.key, cx, wanted)
+    }
+
+    /// How much may be sent at once.
+    pub(super) fn room(&self) -> usize {
+        self.connection.borrow().room(self.key)
     }
 
     pub(super) fn yield_capacity(&mut self) {

@@ -14,6 +14,7 @@
 
 mod client;
 mod cut;
+mod early;
 mod flow;
 mod inside;
 mod keepalive;
@@ -27,6 +28,7 @@ mod stream;
 mod transport;
 
 pub use client::{DialError, TunnelFacts};
+pub use early::Early;
 pub use open::{OpenError, Opened};
 pub use pool::{Destination, Pool};
 pub use server::{AcceptError, Incoming, Request, TunnelError, accept};

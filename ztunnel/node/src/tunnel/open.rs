@@ -13,6 +13,7 @@ use ztunnel_mesh::addr::HboneAddr;
 use ztunnel_mesh::reason::Reason;
 
 use super::client::{DialError, Slot, TunnelFacts};
+use super::early::Early;
 use super::flow::Arrivals;
 use super::lane::{Lane, io_error};
 use super::settings::TunnelSettings;
@@ -82,12 +83,38 @@ impl OpenError {
     }
 }
 
-/// Opens a stream in its place in a tunnel.
+/// A stream without even that much room has to wait for it in any case.
+const LEAST_ROOM: usize = 8 * 1024;
+
+impl OpenError {
+    /// Whether the peer says that it has done nothing with the stream.
+    fn is_no(&self) -> bool {
+        matches!(self, Self::Closing { .. } | Self::Refused { .. })
+    }
+}
+
+/// Opens a stream in its place in a tunnel. What the app says meanwhile may go along.
 pub(super) async fn connect_stream(
     settings: &TunnelSettings,
     peer: HboneAddr,
     slot: Slot,
     request: &Connect<'_>,
+    early: &Early<'_>,
+) -> Result<Opened, OpenError> {
+    let opened = open(settings, peer, slot, request, early).await;
+    opened.inspect_err(|err| {
+        if err.is_no() {
+            early.refused();
+        }
+    })
+}
+
+async fn open(
+    settings: &TunnelSettings,
+    peer: HboneAddr,
+    slot: Slot,
+    request: &Connect<'_>,
+    early: &Early<'_>,
 ) -> Result<Opened, OpenError> {
     let cut = slot.0.cut.clone();
     let failed = |err| match cut.reason() {
@@ -107,6 +134,9 @@ pub(super) async fn connect_stream(
         .map_err(|source| OpenError::Request { peer, source })?
         .map_err(failed)?;
     let mut lane = Lane::new(Rc::clone(connection), key);
+    if connection.borrow().takes_early_data() && slot.0.is_lively() {
+        say_early(&mut lane, early);
+    }
     let answer = async {
         match limit(settings.ask_after, poll_fn(|cx| lane.poll_answer(cx))).await {
             Ok(answer) => Ok(answer),
@@ -132,10 +162,22 @@ pub(super) async fn connect_stream(
             tunnel: slot.0.facts.clone(),
             stream: {
                 let (arrivals, cut) = (Arrivals::new(lane, &slot.0.backlog), slot.0.cut.clone());
-                Stream::new(arrivals, cut, Some(slot))
+                Stream::new(arrivals, cut, Some(slot), early.is_out())
             },
         }),
         Answer::Refused(status) => Err(OpenError::Refused { peer, status }),
+    }
+}
+
+/// Sends what the app has said by now along with the CONNECT.
+fn say_early(lane: &mut Lane, early: &Early<'_>) {
+    if lane.room() < LEAST_ROOM {
+        return;
+    }
+    let words = early.read();
+    // Should it fail, then the answer does, too, and says why.
+    if !words.is_empty() && words.len() <= lane.room() && lane.send(words, false).is_ok() {
+        early.sent();
     }
 }
 

@@ -27,6 +27,7 @@ use ztunnel_mesh::addr::HboneAddr;
 use ztunnel_mesh::name::Identity;
 
 use super::client::{DialError, NoSlot, Slot, Tunnel, dial};
+use super::early::Early;
 use super::inside;
 use super::open::{OpenError, Opened, connect_stream, failure};
 use super::settings::TunnelSettings;
@@ -149,10 +150,12 @@ impl Pool {
     where
         F: Future<Output = io::Result<TcpStream>> + 'static,
     {
-        self.open_within(None, to, request, connect).await
+        let early = Early::none();
+        self.open_within(None, to, request, &early, connect).await
     }
 
-    /// The same, but there has to be a tunnel `within` a time: whoever asks has others to try.
+    /// The same, but there has to be a tunnel `within` a time: whoever asks has others to try. What the app says `early` may
+    /// go along.
     ///
     /// # Errors
     /// When there is no tunnel, or the peer does not accept.
@@ -161,6 +164,7 @@ impl Pool {
         within: Option<Duration>,
         to: &Destination,
         request: &Connect<'_>,
+        early: &Early<'_>,
         connect: impl Fn() -> F,
     ) -> Result<Opened, OpenError>
     where
@@ -168,19 +172,25 @@ impl Pool {
     {
         let by = within.map(|within| Instant::now() + within);
         let (slot, origin) = self.slot(by, to, request, &connect).await?;
-        match connect_stream(&self.0.settings, to.peer, slot, request).await {
-            // The peer is silent: it may have taken the CONNECT, but nothing was sent after it.
-            Err(OpenError::Silent { peer, after }) => {
-                let silent = DialError::Silent { peer, after };
-                self.0.take_for_dead(&Self::key(to, request), silent);
-            }
-            // The peer did not look at it, or the tunnel was dead already: nothing was done, so it may be done again.
-            Err(OpenError::Closing { .. }) => {}
-            Err(OpenError::Broken { .. }) if origin == Origin::Reused => {}
-            result => return result,
+        let settings = &self.0.settings;
+        let opened = connect_stream(settings, to.peer, slot, request, early).await;
+        if let Err(OpenError::Silent { peer, after }) = opened {
+            let silent = DialError::Silent { peer, after };
+            self.0.take_for_dead(&Self::key(to, request), silent);
+        }
+        let is_undone = match &opened {
+            // The peer did not look at it.
+            Err(OpenError::Closing { .. }) => true,
+            // The tunnel was dead already, or is now: the peer may have taken the CONNECT, but nothing was sent after it.
+            Err(OpenError::Broken { .. }) => origin == Origin::Reused && !early.is_out(),
+            Err(OpenError::Silent { .. }) => !early.is_out(),
+            _ => false,
+        };
+        if !is_undone {
+            return opened;
         }
         let (slot, _) = self.slot(by, to, request, &connect).await?;
-        connect_stream(&self.0.settings, to.peer, slot, request).await
+        connect_stream(settings, to.peer, slot, request, early).await
     }
 
     /// Opens a stream in a tunnel of its own, made inside of `outer`. The peer is the one that `outer` goes to; the
@@ -202,7 +212,7 @@ impl Pool {
             ..
         } = &*self.0;
         let slot = inside::dial(outer, to, settings, tasks, shutdown, metrics).await?;
-        connect_stream(settings, to.peer, slot, request).await
+        connect_stream(settings, to.peer, slot, request, &Early::none()).await
     }
 
     /// A place in a tunnel: of one that is there, of one that somebody is making, or of a new one.

@@ -228,6 +228,12 @@ impl Request {
         self.asked.as_ref()
     }
 
+    /// Whether the client has said something already.
+    #[must_use]
+    pub fn has_data(&self) -> bool {
+        self.early.lane.has_data()
+    }
+
     /// Resolves when the client does not want it any more.
     pub async fn canceled(&mut self) -> FarError {
         let broken = poll_fn(|cx| self.early.lane.poll_broken(cx)).await;
@@ -243,7 +249,7 @@ impl Request {
         Answer::open(own, |head| early.lane.answer(head, false))
             .map_err(|err| far_error(&cut, err))?;
         early.unhold();
-        Ok(Stream::new(early, cut, None))
+        Ok(Stream::new(early, cut, None, false))
     }
 
     /// Tells the client no.

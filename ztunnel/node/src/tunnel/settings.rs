@@ -109,7 +109,7 @@ impl TunnelSettings {
             max_header_list: headers,
             max_streams: fit(streams),
             send_buffer: fit(self.send_buffer),
-            early_data: false,
+            early_data: true,
         }
     }
 

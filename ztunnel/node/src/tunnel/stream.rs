@@ -25,10 +25,10 @@ struct Inner {
 }
 
 impl Stream {
-    pub(super) fn new(arrivals: Arrivals, cut: Cut, slot: Option<Slot>) -> Self {
+    pub(super) fn new(arrivals: Arrivals, cut: Cut, slot: Option<Slot>, sent: bool) -> Self {
         Self(Box::new(Inner {
             arrivals,
-            sent: false,
+            sent,
             cut,
             slot,
         }))

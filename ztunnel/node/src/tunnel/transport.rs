@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ const AT_ONCE: usize = 256 * 1024;
 pub(super) struct Transport<IO> {
     connection: Shared,
     tls: TlsStream<IO>,
+    received: bool,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Transport<IO> {
@@ -27,11 +29,17 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Transport<IO> {
         Self {
             connection: Rc::new(RefCell::new(connection)),
             tls,
+            received: false,
         }
     }
 
     pub(super) fn connection(&self) -> &Shared {
         &self.connection
+    }
+
+    /// Whether something has come since this was asked last.
+    pub(super) fn take_received(&mut self) -> bool {
+        mem::take(&mut self.received)
     }
 
     /// Moves what there is to move. Ready when the tunnel has ended, in order or not; its streams have been told then.
@@ -84,6 +92,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Transport<IO> {
             let _ = connection.receive(bytes);
             tls.consume(len);
             received += len;
+            self.received = true;
             if received >= AT_ONCE {
                 cx.waker().wake_by_ref();
                 break;
@@ -94,7 +103,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Transport<IO> {
 
     /// Sends what there is. Ready when that is all.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { connection, tls } = self;
+        let Self {
+            connection, tls, ..
+        } = self;
         let write = |bytes: &[io::IoSlice<'_>]| Pin::new(&mut *tls).poll_write_vectored(cx, bytes);
         ready!(connection.borrow_mut().poll_transmit(write))?;
         Pin::new(tls).poll_flush(cx)

@@ -117,7 +117,7 @@ fn stalled_streams_of_many_tunnels_leave_room_in_each_when_the_budget_is_used_up
     }
 }
 
-/// The other end of a tunnel, and the library's account of the window in between.
+/// The other end of a tunnel, and HTTP/2's account of the window in between.
 #[derive(Default)]
 struct Peer {
     /// A change has not been acknowledged.
@@ -131,7 +131,7 @@ struct Peer {
 }
 
 impl Peer {
-    /// The library tells the peer when half of the window is there to be had.
+    /// The peer is told when half of the window is there to be had.
     fn update(&mut self) {
         let available = self.target - self.held;
         if available > self.window && available - self.window >= self.window / 2 {

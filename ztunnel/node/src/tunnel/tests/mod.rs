@@ -2,6 +2,7 @@
 
 mod counted;
 mod dead;
+mod early;
 mod inside;
 mod pool;
 mod relayed;
