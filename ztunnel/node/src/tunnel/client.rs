@@ -143,6 +143,10 @@ impl Tunnel {
             self.retires(Retired::Broken);
             return Err(NoSlot::Broken(err));
         }
+        // Who dialed goes ahead. How many others may follow the peer says next.
+        if !connection.is_told() && self.streams.get() > 0 {
+            return Err(NoSlot::TooSoon);
+        }
         // One at least: a peer that allows none for now may allow one later.
         let limit = (connection.max_streams()).clamp(1, self.max_streams.max(1));
         let streams = self.streams.get() + 1;
@@ -246,6 +250,8 @@ impl fmt::Debug for Tunnel {
 /// Why a tunnel takes no stream.
 pub(super) enum NoSlot {
     Full,
+    /// Nobody knows how many streams the peer allows.
+    TooSoon,
     Broken(StreamError),
 }
 

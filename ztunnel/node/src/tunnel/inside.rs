@@ -71,7 +71,7 @@ pub(super) async fn dial(
     tunnel.is_for_one();
     let slot = tunnel.slot().map_err(|err| match err {
         NoSlot::Broken(err) => failure(peer, err),
-        NoSlot::Full => OpenError::Closing { peer },
+        NoSlot::Full | NoSlot::TooSoon => OpenError::Closing { peer },
     })?;
     let (weak, shutdown) = (Rc::downgrade(&tunnel), shutdown.clone());
     let limit = settings.ping_timeout;

@@ -12,6 +12,7 @@
 //!   tunnels go by `idle_release`, dead peers by `dead_for`.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -32,7 +33,7 @@ use super::inside;
 use super::open::{OpenError, Opened, connect_stream, failure};
 use super::settings::TunnelSettings;
 use super::stream::Stream;
-use crate::task::{LocalTasks, Shutdown};
+use crate::task::{LocalTasks, Shutdown, limit};
 use crate::telemetry::{Counting, PoolMetrics, Retired};
 use crate::tls::Credential;
 
@@ -69,6 +70,12 @@ struct Entry {
     dead: Option<Arc<DialError>>,
 }
 
+enum Place {
+    Slot(Slot),
+    /// Perhaps, once the peer has said how many streams it allows.
+    Soon(Rc<Tunnel>),
+}
+
 impl Entry {
     fn is_empty(&self) -> bool {
         self.tunnels.is_empty() && self.dialing.is_none() && self.dead.is_none()
@@ -80,8 +87,8 @@ impl Entry {
         (self.tunnels.len() + dialing).max(1)
     }
 
-    /// A slot in the best tunnel that has one. With a `crowded` one only if there is to be no other.
-    fn slot(&mut self, crowded: bool) -> Option<Slot> {
+    /// A place in the best tunnel that has one. With a `crowded` one only if there is to be no other.
+    fn place(&mut self, crowded: bool) -> Option<Place> {
         loop {
             self.tunnels.retain(|tunnel| !tunnel.is_retired());
             let calm = self.tunnels.iter().find(|tunnel| !tunnel.is_congested());
@@ -90,9 +97,11 @@ impl Entry {
                 least.filter(|_| crowded)
             };
             let tunnel = Rc::clone(calm.or_else(crowded)?);
-            // Without a slot it is retired now.
-            if let Ok(slot) = tunnel.slot() {
-                return Some(slot);
+            match tunnel.slot() {
+                Ok(slot) => return Some(Place::Slot(slot)),
+                Err(NoSlot::TooSoon) => return Some(Place::Soon(tunnel)),
+                // It is retired now.
+                Err(NoSlot::Full | NoSlot::Broken(_)) => {}
             }
         }
     }
@@ -237,7 +246,11 @@ impl Pool {
                 is_counted = true;
             }
             let mut dialing = match found {
-                Found::Slot(slot) => return Ok((slot, Origin::Reused)),
+                Found::Place(Place::Slot(slot)) => return Ok((slot, Origin::Reused)),
+                Found::Place(Place::Soon(tunnel)) => {
+                    self.told(to.peer, by, &tunnel).await?;
+                    continue;
+                }
                 Found::Dialing(dialing) => dialing,
                 Found::Nothing => self
                     .dial(&key, to, connect())
@@ -272,11 +285,29 @@ impl Pool {
             };
             match self.0.take(&key, &tunnel) {
                 Ok(slot) => return Ok((slot, Origin::Fresh)),
-                // More waited than fit in: on to the next tunnel.
-                Err(NoSlot::Full) => {}
+                // More waited than fit in, or than may go ahead.
+                Err(NoSlot::Full | NoSlot::TooSoon) => {}
                 // It broke at once, and so would the next.
                 Err(NoSlot::Broken(err)) => return Err(failure(to.peer, err)),
             }
+        }
+    }
+
+    /// Waits until the peer of a new tunnel has said how many streams it allows. One that breaks meanwhile is found broken
+    /// by whoever looks for a place next.
+    async fn told(
+        &self,
+        peer: HboneAddr,
+        by: Option<Instant>,
+        tunnel: &Tunnel,
+    ) -> Result<(), OpenError> {
+        let usual = self.0.settings.handshake_timeout;
+        let left = by.map(|by| by.saturating_duration_since(Instant::now()));
+        let after = left.map_or(usual, |left| left.min(usual));
+        let told = poll_fn(|cx| tunnel.connection().borrow_mut().poll_told(cx));
+        match limit(after, told).await {
+            Ok(Ok(()) | Err(_)) => Ok(()),
+            Err(_) => Err(OpenError::NoAnswer { peer, after }),
         }
     }
 
@@ -392,7 +423,7 @@ impl Pool {
 }
 
 enum Found {
-    Slot(Slot),
+    Place(Place),
     Dialing(Dialing),
     Nothing,
 }
@@ -410,7 +441,8 @@ impl Inner {
             ..
         } = &*self.metrics;
         match found {
-            Found::Slot(_) => reused.inc(),
+            Found::Place(Place::Slot(_)) => reused.inc(),
+            Found::Place(Place::Soon(_)) => waited.inc(),
             Found::Dialing(_) => waited.inc(),
             Found::Nothing => opened.inc(),
         }
@@ -424,8 +456,8 @@ impl Inner {
         self.with(key, |entry| {
             // The bound of tunnels is reached: the one with the fewest streams has to do.
             let enough = entry.tunnels.len() >= self.settings.tunnels_per_peer;
-            match (entry.slot(enough), &entry.dialing) {
-                (Some(slot), _) => Found::Slot(slot),
+            match (entry.place(enough), &entry.dialing) {
+                (Some(place), _) => Found::Place(place),
                 (None, Some(dialing)) => Found::Dialing(dialing.clone()),
                 (None, None) => Found::Nothing,
             }
@@ -435,7 +467,10 @@ impl Inner {
 
     /// A slot in any tunnel there is.
     fn crowded(&self, key: &Key) -> Option<Slot> {
-        self.with(key, |entry| entry.slot(true)).flatten()
+        match self.with(key, |entry| entry.place(true)).flatten()? {
+            Place::Slot(slot) => Some(slot),
+            Place::Soon(_) => None,
+        }
     }
 
     fn dead(&self, key: &Key) -> Option<Arc<DialError>> {

@@ -408,3 +408,23 @@ fn the_pool_is_bounded() {
         assert_eq!(server.accepted.get(), 2);
     });
 }
+
+#[test]
+fn a_burst_finds_room_at_a_peer_that_allows_few_streams() {
+    run(async {
+        let ca = TestCa::new("one");
+        let few = TunnelSettings {
+            served_streams: 10,
+            ..TunnelSettings::default()
+        };
+        let serve = |request| async {
+            let _open = open(request);
+            pending().await
+        };
+        let server = Server::start(ca.credential(DB), few, serve).await;
+        let client = Client::new(&ca, server.addr, DB, TunnelSettings::default());
+        let opened = client.open_all(60).await;
+        assert!(opened.iter().all(Result::is_ok));
+        assert_eq!(server.accepted.get(), 6);
+    });
+}
