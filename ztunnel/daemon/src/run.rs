@@ -28,6 +28,7 @@ use ztunnel_node::task::{Pace, Shutdown, TaskGroup};
 use ztunnel_node::telemetry::{Lately, Log, LogLevels, Metrics, Telemetry, chain, start_log};
 use ztunnel_node::tls::{self, CrlFile};
 use ztunnel_sys::cgroup::{self, OwnCgroup};
+use ztunnel_sys::heap;
 
 use crate::admin::Daemon;
 use crate::cli::fail;
@@ -74,6 +75,8 @@ pub(crate) fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
+        // They wait most of the time, and what a thread keeps of freed memory is of use to nobody else.
+        .on_thread_park(heap::give_back_thread_cache)
         .enable_all()
         .build();
     let outcome = match runtime {
@@ -265,6 +268,8 @@ async fn run(config: Config, log: Log, levels: LogLevels) -> Result<(), StartErr
     admin.serve(operators, shutdown.clone(), &tasks);
     drop(starting);
     info!(node = %context.node.name, workers = config.worker_threads, "daemon started");
+    // From here on this thread only waits.
+    heap::give_back_thread_cache();
 
     tokio::select! {
         signal = ends.wait() => info!(signal, "daemon is stopping; enrolled pods stay captured"),

@@ -28,6 +28,7 @@ use rustls::{
 };
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use tikv_jemallocator::Jemalloc;
 use ztunnel_mesh::name::Identity;
 use ztunnel_node::tls::{Context, Credential, PrivateKey, RevocationLists, peer_identity};
 
@@ -36,6 +37,10 @@ use ztunnel_node::tls::{Context, Credential, PrivateKey, RevocationLists, peer_i
 mod test_ca;
 
 use test_ca::{Leaf, TestCa};
+
+/// That of the daemon.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 const DB: &str = "spiffe://cluster.local/ns/shop/sa/db";

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tikv_jemallocator::Jemalloc;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, LocalSet, spawn_local, yield_now};
 use tokio::time::sleep;
@@ -25,6 +26,10 @@ use ztunnel_node::inbound::Live;
 use ztunnel_node::relay::{ResetOnDrop, join_tcp};
 use ztunnel_node::state::{MeshReader, MeshWriter, mesh_channel};
 use ztunnel_node::telemetry::{Direction, Telemetry};
+
+/// That of the daemon.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 const CONNECTIONS: usize = 50_000;
 /// Each takes four descriptors.

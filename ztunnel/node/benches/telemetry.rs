@@ -11,6 +11,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use tikv_jemallocator::Jemalloc;
 use ztunnel_hbone::{Authority, Traceparent};
 use ztunnel_mesh::Workload;
 use ztunnel_mesh::addr::{ClientAddr, HboneAddr};
@@ -20,6 +21,10 @@ use ztunnel_node::connections::Registry;
 use ztunnel_node::telemetry::{
     Direction, Facts, LogFormat, MOST_PAIRS, Metrics, Party, Telemetry, Via, start_log,
 };
+
+/// That of the daemon.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// No more at a time than the log has room for: what is dropped costs less.
 const CONNECTIONS: u64 = 4_000;

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
+use tikv_jemallocator::Jemalloc;
 use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, duplex,
 };
@@ -31,6 +32,10 @@ use ztunnel_node::tls::{self, Context, Credential, PrivateKey};
 mod test_ca;
 
 use test_ca::TestCa;
+
+/// That of the daemon.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 const DB: &str = "spiffe://cluster.local/ns/shop/sa/db";

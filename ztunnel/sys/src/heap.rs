@@ -1,4 +1,4 @@
-//! What the allocator, jemalloc, can tell about the heap, and what it gives back when asked.
+//! What the allocator, jemalloc, can tell about the heap, and what it and that of the C library give back when asked.
 //!
 //! In a program with another allocator there is nothing to tell: these calls find an allocator that nobody uses.
 
@@ -55,6 +55,17 @@ pub fn give_back_thread_cache() {
     // SAFETY: this control takes no value and gives none, so all pointers but that to its name are null.
     // It fails only where there is no such cache.
     unsafe { mallctl(name.as_ptr(), null_mut(), null_mut(), null_mut(), 0) };
+}
+
+/// Gives back what libraries in C (that for cryptography) have freed: they allocate from the C library, which keeps
+/// whatever it once had.
+pub fn give_back_of_c() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the function takes no pointer, and locks each arena while it works on it, so it may run beside any
+    // allocation of any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 fn flag(name: &[u8]) -> bool {

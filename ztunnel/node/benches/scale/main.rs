@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 use prost::Message as _;
+use tikv_jemallocator::Jemalloc;
 use ztunnel_mesh::balance::{Purpose, pick};
 use ztunnel_mesh::name::ServiceName;
 use ztunnel_mesh::{Mesh, Rng};
@@ -40,6 +41,10 @@ use ztunnel_proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Node}
 
 use mesh::{BIG_ENDPOINTS, Big, SERVICES, WORKLOADS};
 use report::{Report, quantile};
+
+/// That of the daemon.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 const CHANGES: usize = 4_000;
 const LOOKUPS: usize = 1_000_000;

@@ -37,7 +37,6 @@ use ztunnel_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
 };
 use ztunnel_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
-use ztunnel_sys::memory;
 
 use crate::admin::Pending;
 use crate::control_plane::{ControlPlaneError, Endpoint, explain};
@@ -64,8 +63,6 @@ const LASTING: Duration = Duration::from_secs(1);
 const OUTGOING: usize = 4;
 /// How often absences are looked through for old ones.
 const SWEEP: Duration = Duration::from_secs(1);
-/// A response with so much content leaves a peak behind that is worth giving back.
-const LARGE: u64 = 8 * 1024 * 1024;
 /// How many oddities of one response are logged.
 const LOGGED: usize = 20;
 
@@ -257,9 +254,6 @@ impl Discovery {
             *responses += 1;
             let payload = payload(&response);
             let answer = self.apply(response, payload);
-            if payload >= LARGE {
-                memory::give_back();
-            }
             if let Some(error) = send(&requests, answer).await {
                 return error;
             }

@@ -251,6 +251,7 @@ async fn work(mut commands: mpsc::Receiver<Command>, context: NodeContext) {
         tls::give_back();
         relay::give_back();
         heap::give_back_thread_cache();
+        heap::give_back_of_c();
     }));
     while let Some(command) = commands.recv().await {
         match command {
