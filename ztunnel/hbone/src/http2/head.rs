@@ -149,7 +149,7 @@ impl Reader {
             None => return self.fail(BadHead::TooLarge),
         }
         let is_good = match name.first() {
-            Some(b':') => self.is_due(name),
+            Some(b':') => self.is_due(name) && !value.is_empty(),
             _ => {
                 self.regular = true;
                 is_name(name) && !is_of_the_connection(name, value)
@@ -276,6 +276,7 @@ mod tests {
             (Role::Request, &[CONNECT][..], true),
             (Role::Request, &get[..], true),
             (Role::Request, &get[..2], false),
+            (Role::Request, &[get[0], get[1], (":path", "")], false),
             (Role::Request, &[(":authority", "a:1")], false),
             (Role::Request, &[CONNECT, CONNECT], false),
             (Role::Request, &[("a", "b"), CONNECT], false),

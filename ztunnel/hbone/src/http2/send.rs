@@ -149,7 +149,7 @@ impl Connection {
         }
         let len = control.len() - begin - frame::HEAD;
         let end = if end { flag::END_STREAM } else { 0 };
-        let mut head = Head {
+        let head = Head {
             len: len as u32,
             kind: Kind::Headers,
             flags: end | flag::END_HEADERS,
@@ -158,7 +158,6 @@ impl Connection {
         if len > self.peer.max_frame as usize {
             return self.put_long_head(begin, head);
         }
-        head.len = len as u32;
         if let Some(place) = control.get_mut(begin..begin + frame::HEAD) {
             place.copy_from_slice(&head.bytes());
         }

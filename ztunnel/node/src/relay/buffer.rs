@@ -54,12 +54,12 @@ pub(super) fn poll_read(
 }
 
 /// The most that is read of an app that was not waited for.
-const FIRST: usize = 8 * 1024;
+pub(crate) const MOST_NOW: usize = 8 * 1024;
 
 /// Reads what an app has said by now, without waiting for more or being told that there is something. Nothing may also
 /// be its end, or that it broke: who reads next finds out.
 pub(crate) fn read_now(app: &TcpStream) -> Bytes {
-    let mut bytes = [0; FIRST];
+    let mut bytes = [0; MOST_NOW];
     let read = socket::receive_now(app.as_fd(), &mut bytes).unwrap_or(0);
     Bytes::copy_from_slice(&bytes[..read])
 }

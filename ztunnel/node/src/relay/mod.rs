@@ -16,7 +16,7 @@ mod far;
 mod join;
 mod tcp;
 
-pub(crate) use buffer::{give_back, read_now};
+pub(crate) use buffer::{MOST_NOW, give_back, read_now};
 pub use far::{Far, FarError};
 pub use join::{RelayError, join, join_tcp, say};
 pub use tcp::{Halves, ResetOnDrop, broken};

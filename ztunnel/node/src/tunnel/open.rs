@@ -18,6 +18,7 @@ use super::flow::Arrivals;
 use super::lane::{Lane, io_error};
 use super::settings::TunnelSettings;
 use super::stream::Stream;
+use crate::relay;
 use crate::task::limit;
 
 /// A stream that the peer has accepted.
@@ -82,9 +83,6 @@ impl OpenError {
         }
     }
 }
-
-/// A stream without even that much room has to wait for it in any case.
-const LEAST_ROOM: usize = 8 * 1024;
 
 impl OpenError {
     /// Whether the peer says that it has done nothing with the stream.
@@ -171,12 +169,12 @@ async fn open(
 
 /// Sends what the app has said by now along with the CONNECT.
 fn say_early(lane: &mut Lane, early: &Early<'_>) {
-    if lane.room() < LEAST_ROOM {
+    if lane.room() < relay::MOST_NOW {
         return;
     }
     let words = early.read();
     // Should it fail, then the answer does, too, and says why.
-    if !words.is_empty() && words.len() <= lane.room() && lane.send(words, false).is_ok() {
+    if !words.is_empty() && lane.send(words, false).is_ok() {
         early.sent();
     }
 }

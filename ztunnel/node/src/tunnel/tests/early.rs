@@ -187,19 +187,7 @@ fn words_that_may_have_arrived_are_not_sent_again() {
 fn a_peer_that_does_not_say_that_it_takes_early_data_gets_none() {
     run(async {
         let ca = TestCa::new("one");
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let tls = ca.credential(DB).server_config();
-        spawn_local(async move {
-            let (tcp, _) = listener.accept().await.unwrap();
-            let tls = crate::tls::accept(tls, tcp, SOON).await.unwrap();
-            let mut connection = h2::server::handshake(tls.stream).await.unwrap();
-            let mut open = Vec::new();
-            while let Some(Ok((request, mut respond))) = connection.accept().await {
-                let send = respond.send_response(http::Response::new(()), false);
-                open.push((request, send.unwrap()));
-            }
-        });
+        let addr = raw_server(&ca, |_| pending()).await;
         let client = Client::new(&ca, addr, DB, TunnelSettings::default());
         let _first = client.open().await.unwrap();
         let (_app, side) = app(b"hello").await;

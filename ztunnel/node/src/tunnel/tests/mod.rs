@@ -127,6 +127,28 @@ impl Drop for Server {
     }
 }
 
+/// A server that is not ours, for one tunnel: accepts every stream, and does with it what `serve` does.
+async fn raw_server<F: Future<Output = ()> + 'static>(
+    ca: &TestCa,
+    serve: impl Fn(h2::SendStream<bytes::Bytes>) -> F + 'static,
+) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let tls = ca.credential(DB).server_config();
+    spawn_local(async move {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let tls = crate::tls::accept(tls, tcp, SOON).await.unwrap();
+        let mut connection = h2::server::handshake(tls.stream).await.unwrap();
+        let mut requests = Vec::new();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            let send = respond.send_response(http::Response::new(()), false);
+            spawn_local(serve(send.unwrap()));
+            requests.push(request);
+        }
+    });
+    addr
+}
+
 /// A pool and whom it talks to.
 #[derive(Clone)]
 struct Client {

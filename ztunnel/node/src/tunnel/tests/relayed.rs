@@ -312,31 +312,6 @@ fn a_reset_that_follows_data_is_no_end() {
     });
 }
 
-/// What a raw HTTP/2 server does with the one stream it gets.
-async fn with_raw_server<F: Future<Output = ()> + 'static>(
-    serve: impl FnOnce(h2::SendStream<bytes::Bytes>) -> F + 'static,
-) -> (TcpStream, JoinHandle<End>) {
-    let ca = TestCa::new("one");
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    let tls = ca.credential(DB).server_config();
-    spawn_local(async move {
-        let (tcp, _) = listener.accept().await.unwrap();
-        let tls = crate::tls::accept(tls, tcp, SOON).await.unwrap();
-        let mut connection = h2::server::handshake(tls.stream).await.unwrap();
-        let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
-        let send = respond
-            .send_response(http::Response::new(()), false)
-            .unwrap();
-        spawn_local(serve(send));
-        while connection.accept().await.is_some() {}
-    });
-    let client = Client::new(&ca, addr, DB, TunnelSettings::default());
-    let (app, side) = pair().await;
-    let end = relay(side, client.open().await.unwrap().stream);
-    (app, end)
-}
-
 #[test]
 fn no_error_and_cancel_are_ends_and_everything_else_is_a_reset() {
     for (code, is_end) in [
@@ -346,13 +321,17 @@ fn no_error_and_cancel_are_ends_and_everything_else_is_a_reset() {
         (Code::INTERNAL_ERROR, false),
     ] {
         run(async move {
-            let (mut app, end) = with_raw_server(move |mut send| async move {
+            let ca = TestCa::new("one");
+            let addr = raw_server(&ca, move |mut send| async move {
                 send.send_data(bytes::Bytes::from_static(b"data"), false)
                     .unwrap();
                 sleep(Duration::from_millis(50)).await;
                 send.send_reset(code);
             })
             .await;
+            let client = Client::new(&ca, addr, DB, TunnelSettings::default());
+            let (mut app, side) = pair().await;
+            let end = relay(side, client.open().await.unwrap().stream);
             let mut data = [0; 4];
             app.read_exact(&mut data).await.unwrap();
             assert_eq!(&data, b"data");
