@@ -76,6 +76,7 @@ impl World {
             max_header_list: 2000,
             max_streams: 5,
             send_buffer: 30_000,
+            early_data: true,
         };
         let conn = match is_client {
             true => Connection::client(&settings),
