@@ -229,19 +229,7 @@ pub fn shutdown_write(fd: BorrowedFd<'_>) -> io::Result<()> {
 /// # Errors
 /// As `setsockopt(2)`.
 pub fn acknowledge_with_data(fd: BorrowedFd<'_>) -> io::Result<()> {
-    let off: libc::c_int = 0;
-    // SAFETY: `fd` is borrowed, so it stays open for the call. The kernel reads one integer of `off`, which is that long and
-    // lives until the call is over.
-    let done = unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_QUICKACK,
-            (&raw const off).cast(),
-            size_of_val(&off) as libc::socklen_t,
-        )
-    };
-    Ok(Errno::result(done).map(drop)?)
+    set_raw(fd, libc::IPPROTO_TCP, libc::TCP_QUICKACK, 0)
 }
 
 /// Receives what there is now, whatever is known of its readiness. Nothing is the end.
