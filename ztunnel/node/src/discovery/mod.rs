@@ -252,8 +252,7 @@ impl Discovery {
                 Err(status) => return StreamError::Broken(status),
             };
             *responses += 1;
-            let payload = payload(&response);
-            let answer = self.apply(response, payload);
+            let answer = self.apply(response);
             if let Some(error) = send(&requests, answer).await {
                 return error;
             }
@@ -288,14 +287,14 @@ impl Discovery {
     }
 
     /// Applies a response, publishes the result and says what to answer.
-    fn apply(&mut self, response: DeltaDiscoveryResponse, payload: u64) -> DeltaDiscoveryRequest {
+    fn apply(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
         let type_url = response.type_url.clone();
         // Others are rejected; they share a series, whatever they are called.
         let mut known = [ADDRESS_TYPE, AUTHORIZATION_TYPE].into_iter();
         let url = known.find(|known| *known == type_url).unwrap_or("unknown");
         self.metrics.messages.with_label_values(&[url]).inc();
         let bytes = self.metrics.bytes.with_label_values(&[url]);
-        bytes.inc_by(payload);
+        bytes.inc_by(payload(&response));
         self.link.received(&response);
         let Received {
             delta,
