@@ -224,6 +224,11 @@ impl Connection {
         if is_told {
             self.wake_driver();
         }
+        self.discard(len);
+    }
+
+    /// So much of what has come in the connection is nobody's any more.
+    pub(super) fn discard(&mut self, len: u32) {
         self.incoming.release(len);
         self.open_window();
     }
@@ -235,19 +240,20 @@ impl Connection {
     /// # Errors
     /// When it does not any more.
     pub fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
-        self.may_open()?;
-        if self.streams.active() < self.peer.max_streams as usize {
-            return Poll::Ready(Ok(()));
-        }
-        self.note_opener(cx);
-        Poll::Pending
+        let is_room = self.streams.active() < self.peer.max_streams as usize;
+        self.poll_opener(cx, is_room)
     }
 
-    fn note_opener(&mut self, cx: &mut Context<'_>) {
+    fn poll_opener(&mut self, cx: &mut Context<'_>, may: bool) -> Poll<Result<(), StreamError>> {
+        self.may_open()?;
+        if may {
+            return Poll::Ready(Ok(()));
+        }
         // One who gave up is woken for nothing, and who is polled by another task is noted twice: rare.
         if !self.openers.iter().any(|one| one.will_wake(cx.waker())) {
             self.openers.push(cx.waker().clone());
         }
+        Poll::Pending
     }
 
     /// Whether the peer has said how many streams it allows.
@@ -261,12 +267,7 @@ impl Connection {
     /// # Errors
     /// When it allows none any more.
     pub fn poll_told(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
-        self.may_open()?;
-        if self.peer.told {
-            return Poll::Ready(Ok(()));
-        }
-        self.note_opener(cx);
-        Poll::Pending
+        self.poll_opener(cx, self.peer.told)
     }
 
     /// Whether streams can be opened at all.
@@ -426,13 +427,10 @@ impl Connection {
         stream.owned = false;
         stream.receiver = None;
         stream.sender = None;
-        stream.arrived = Default::default();
-        let held = stream.incoming.held();
-        stream.incoming.release(held);
+        let held = stream.drop_arrived();
         let is_over = stream.is_over();
         let is_orderly = stream.received_end && stream.ended;
-        self.incoming.release(held);
-        self.open_window();
+        self.discard(held);
         if !is_over && !is_orderly {
             self.put_reset(key.id, code);
             self.break_stream(key, StreamError::Reset(code));
@@ -446,12 +444,9 @@ impl Connection {
         let Some(stream) = self.streams.get_mut(key) else {
             return;
         };
-        stream.arrived = Default::default();
-        let held = stream.incoming.held();
-        stream.incoming.release(held);
+        let held = stream.drop_arrived();
         let is_unanswered = !stream.spoken;
-        self.incoming.release(held);
-        self.open_window();
+        self.discard(held);
         self.put_reset(key.id, code);
         self.break_stream(key, StreamError::Reset(code));
         self.forget(key);

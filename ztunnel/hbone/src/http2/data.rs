@@ -20,8 +20,9 @@ impl Connection {
             self.count_empty(head.len == 0, end)?;
         }
         if !self.incoming.receive(head.len) {
-            let what = "more data than the connection's window allows";
-            return Err(Violation::new(ErrorCode::FLOW_CONTROL_ERROR, what));
+            return Err(Violation::flow_control(
+                "more data than the connection's window allows",
+            ));
         }
         let key = self.admit(head)?;
         if key.is_none() {
@@ -49,8 +50,7 @@ impl Connection {
             false => self.receiving.empty_frames = 0,
         }
         if self.receiving.empty_frames > EMPTY_FRAMES {
-            let what = "many DATA frames without data";
-            return Err(Violation::new(ErrorCode::ENHANCE_YOUR_CALM, what));
+            return Err(Violation::excess("many DATA frames without data"));
         }
         Ok(())
     }
@@ -81,12 +81,6 @@ impl Connection {
         };
         self.fail_stream(key, wrong);
         Ok(None)
-    }
-
-    /// So much of what came in the connection is nobody's.
-    fn discard(&mut self, len: u32) {
-        self.incoming.release(len);
-        self.open_window();
     }
 
     pub(super) fn take_data<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], Violation> {

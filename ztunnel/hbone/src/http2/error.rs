@@ -25,6 +25,15 @@ impl Violation {
     pub(crate) const fn size(what: &'static str) -> Self {
         Self::new(ErrorCode::FRAME_SIZE_ERROR, what)
     }
+
+    pub(crate) const fn flow_control(what: &'static str) -> Self {
+        Self::new(ErrorCode::FLOW_CONTROL_ERROR, what)
+    }
+
+    /// More than anybody needs.
+    pub(crate) const fn excess(what: &'static str) -> Self {
+        Self::new(ErrorCode::ENHANCE_YOUR_CALM, what)
+    }
 }
 
 /// Why a connection is gone, for each of its streams to tell.

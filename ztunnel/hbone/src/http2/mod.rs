@@ -7,7 +7,8 @@
 //!
 //! Of the 146 cases of h2spec (2.6) it fails 6, on purpose. Two are of priorities, which RFC 9113 has no more, two of
 //! `content-length`, which means nothing in a CONNECT. HEADERS for a stream that is over or was passed over cost that stream,
-//! not the connection: nobody remembers which of them were reset with trailers still on their way.
+//! not the connection: only the last streams that this side has reset are remembered, and others may have had trailers on
+//! their way, too.
 //!
 //! Invariants:
 //! - What a peer sends ends at worst its connection, with a [`Violation`] that says what it was. What concerns one stream

@@ -120,7 +120,7 @@ impl Connection {
         } else {
             return Ok(());
         };
-        Err(Violation::new(ErrorCode::ENHANCE_YOUR_CALM, what))
+        Err(Violation::excess(what))
     }
 
     fn take(&mut self, mut bytes: &[u8]) -> Result<(), Violation> {
@@ -236,8 +236,9 @@ impl Connection {
             Kind::GoAway => (8, LONGEST),
         };
         if head.len > most && most > least {
-            let what = "a frame that is larger than anybody needs";
-            return Err(Violation::new(ErrorCode::ENHANCE_YOUR_CALM, what));
+            return Err(Violation::excess(
+                "a frame that is larger than anybody needs",
+            ));
         }
         if head.len < least || head.len > most {
             return Err(Violation::size("a frame of the wrong length"));
@@ -306,8 +307,7 @@ impl Connection {
         let most = self.ours.max_header_list.saturating_add(HEAD_SLACK) as usize;
         block.frames += 1;
         if block.bytes.len() + content.len() > most || block.frames > HEAD_FRAMES {
-            let what = "a head without an end";
-            return Err(Violation::new(ErrorCode::ENHANCE_YOUR_CALM, what));
+            return Err(Violation::excess("a head without an end"));
         }
         block.bytes.extend_from_slice(content);
         if head.has(flag::END_HEADERS) {
@@ -460,8 +460,9 @@ impl Connection {
             let keys: Vec<_> = self.streams.all().map(|(key, _)| key).collect();
             for key in keys {
                 if !self.widen(Some(key), by) {
-                    let what = "INITIAL_WINDOW_SIZE makes a window too large";
-                    return Err(Violation::new(ErrorCode::FLOW_CONTROL_ERROR, what));
+                    return Err(Violation::flow_control(
+                        "INITIAL_WINDOW_SIZE makes a window too large",
+                    ));
                 }
             }
         }
@@ -480,10 +481,9 @@ impl Connection {
             }
             return match self.widen(None, by.into()) {
                 true => Ok(()),
-                false => {
-                    let what = "WINDOW_UPDATE beyond the largest window";
-                    Err(Violation::new(ErrorCode::FLOW_CONTROL_ERROR, what))
-                }
+                false => Err(Violation::flow_control(
+                    "WINDOW_UPDATE beyond the largest window",
+                )),
             };
         }
         let Some(key) = self.streams.find(id) else {

@@ -2,7 +2,6 @@
 
 use super::error::Violation;
 use super::{frame, window};
-use crate::ErrorCode;
 
 const HEADER_TABLE_SIZE: u16 = 1;
 const ENABLE_PUSH: u16 = 2;
@@ -108,8 +107,7 @@ impl Peer {
     /// Takes note of the content of a frame.
     pub(crate) fn hear(&mut self, content: &[u8]) -> Result<(), Violation> {
         let (settings, []) = content.as_chunks::<6>() else {
-            let what = "SETTINGS of an odd length";
-            return Err(Violation::new(ErrorCode::FRAME_SIZE_ERROR, what));
+            return Err(Violation::size("SETTINGS of an odd length"));
         };
         self.told = true;
         self.smallest_table = self.header_table;
@@ -125,8 +123,7 @@ impl Peer {
                 }
                 MAX_CONCURRENT_STREAMS => self.max_streams = value,
                 INITIAL_WINDOW_SIZE if value > window::LARGEST => {
-                    let what = "INITIAL_WINDOW_SIZE is too large";
-                    return Err(Violation::new(ErrorCode::FLOW_CONTROL_ERROR, what));
+                    return Err(Violation::flow_control("INITIAL_WINDOW_SIZE is too large"));
                 }
                 INITIAL_WINDOW_SIZE => self.stream_window = value,
                 MAX_FRAME_SIZE => match value {
@@ -145,6 +142,7 @@ impl Peer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ErrorCode;
 
     fn heard(settings: &[(u16, u32)]) -> Result<Peer, Violation> {
         let mut frame = Vec::new();

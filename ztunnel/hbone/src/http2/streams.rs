@@ -91,6 +91,14 @@ impl Stream {
         self.broken.is_some() || (self.received_end && self.sent_end)
     }
 
+    /// Nobody takes what has come. Says how much it was.
+    pub(super) fn drop_arrived(&mut self) -> u32 {
+        self.arrived = Arrived::default();
+        let held = self.incoming.held();
+        self.incoming.release(held);
+        held
+    }
+
     pub(super) fn wake_receiver(&mut self) {
         if let Some(receiver) = self.receiver.take() {
             receiver.wake();
