@@ -82,88 +82,91 @@ impl OpenError {
             },
         }
     }
-}
 
-impl OpenError {
     /// Whether the peer says that it has done nothing with the stream.
     fn is_no(&self) -> bool {
         matches!(self, Self::Closing { .. } | Self::Refused { .. })
     }
 }
 
-/// Opens a stream in its place in a tunnel. What the app says meanwhile may go along.
-pub(super) async fn connect_stream(
-    settings: &TunnelSettings,
-    peer: HboneAddr,
-    slot: Slot,
-    request: &Connect<'_>,
-    early: &Early<'_>,
-) -> Result<Opened, OpenError> {
-    let opened = open(settings, peer, slot, request, early).await;
-    opened.inspect_err(|err| {
-        if err.is_no() {
-            early.refused();
-        }
-    })
+/// A stream that is to be opened, wherever there is a place for it.
+pub(super) struct Opening<'a> {
+    pub(super) settings: &'a TunnelSettings,
+    pub(super) peer: HboneAddr,
+    pub(super) request: &'a Connect<'a>,
+    pub(super) early: &'a Early<'a>,
 }
 
-async fn open(
-    settings: &TunnelSettings,
-    peer: HboneAddr,
-    slot: Slot,
-    request: &Connect<'_>,
-    early: &Early<'_>,
-) -> Result<Opened, OpenError> {
-    let cut = slot.0.cut.clone();
-    let failed = |err| match cut.reason() {
-        Some(reason) => OpenError::Cut { peer, reason },
-        None => failure(peer, err),
-    };
-    let connection = slot.0.connection();
-    let after = settings.answer_timeout;
-    // There mostly is room: the pool asks for no more streams than the peer allows.
-    let room = poll_fn(|cx| connection.borrow_mut().poll_open(cx));
-    limit(after, room)
-        .await
-        .map_err(|_| OpenError::NoAnswer { peer, after })?
-        .map_err(failed)?;
-    let key = request
-        .head(|head| connection.borrow_mut().open(head))
-        .map_err(|source| OpenError::Request { peer, source })?
-        .map_err(failed)?;
-    let mut lane = Lane::new(Rc::clone(connection), key);
-    if connection.borrow().takes_early_data() && slot.0.is_lively() {
-        say_early(&mut lane, early);
-    }
-    let answer = async {
-        match limit(settings.ask_after, poll_fn(|cx| lane.poll_answer(cx))).await {
-            Ok(answer) => Ok(answer),
-            Err(_) => {
-                slot.0.ask();
-                let left = after.saturating_sub(settings.ask_after);
-                limit(left, poll_fn(|cx| lane.poll_answer(cx))).await
+impl Opening<'_> {
+    /// Opens it in its place in a tunnel. What the app says meanwhile may go along.
+    pub(super) async fn connect(&self, slot: Slot) -> Result<Opened, OpenError> {
+        let opened = self.open(slot).await;
+        opened.inspect_err(|err| {
+            if err.is_no() {
+                self.early.refused();
             }
-        }
-    };
-    let head = tokio::select! {
-        biased;
-        answer = answer => answer
+        })
+    }
+
+    async fn open(&self, slot: Slot) -> Result<Opened, OpenError> {
+        let &Self {
+            settings,
+            peer,
+            request,
+            early,
+        } = self;
+        let cut = slot.0.cut.clone();
+        let failed = |err| match cut.reason() {
+            Some(reason) => OpenError::Cut { peer, reason },
+            None => failure(peer, err),
+        };
+        let connection = slot.0.connection();
+        let after = settings.answer_timeout;
+        // There mostly is room: the pool asks for no more streams than the peer allows.
+        let room = poll_fn(|cx| connection.borrow_mut().poll_open(cx));
+        limit(after, room)
+            .await
             .map_err(|_| OpenError::NoAnswer { peer, after })?
-            .map_err(failed)?,
-        () = slot.0.doubted() => {
-            let after = settings.doubt_after;
-            return Err(OpenError::Silent { peer, after });
+            .map_err(failed)?;
+        let key = request
+            .head(|head| connection.borrow_mut().open(head))
+            .map_err(|source| OpenError::Request { peer, source })?
+            .map_err(failed)?;
+        let mut lane = Lane::new(Rc::clone(connection), key);
+        if connection.borrow().takes_early_data() && slot.0.is_lively() {
+            say_early(&mut lane, early);
         }
-    };
-    match Answer::classify(&head) {
-        Answer::Open => Ok(Opened {
-            tunnel: slot.0.facts.clone(),
-            stream: {
-                let (arrivals, cut) = (Arrivals::new(lane, &slot.0.backlog), slot.0.cut.clone());
-                Stream::new(arrivals, cut, Some(slot), early.is_out())
-            },
-        }),
-        Answer::Refused(status) => Err(OpenError::Refused { peer, status }),
+        let answer = async {
+            match limit(settings.ask_after, poll_fn(|cx| lane.poll_answer(cx))).await {
+                Ok(answer) => Ok(answer),
+                Err(_) => {
+                    slot.0.ask();
+                    let left = after.saturating_sub(settings.ask_after);
+                    limit(left, poll_fn(|cx| lane.poll_answer(cx))).await
+                }
+            }
+        };
+        let head = tokio::select! {
+            biased;
+            answer = answer => answer
+                .map_err(|_| OpenError::NoAnswer { peer, after })?
+                .map_err(failed)?,
+            () = slot.0.doubted() => {
+                let after = settings.doubt_after;
+                return Err(OpenError::Silent { peer, after });
+            }
+        };
+        match Answer::classify(&head) {
+            Answer::Open => Ok(Opened {
+                tunnel: slot.0.facts.clone(),
+                stream: {
+                    let (arrivals, cut) =
+                        (Arrivals::new(lane, &slot.0.backlog), slot.0.cut.clone());
+                    Stream::new(arrivals, cut, Some(slot), early.is_out())
+                },
+            }),
+            Answer::Refused(status) => Err(OpenError::Refused { peer, status }),
+        }
     }
 }
 

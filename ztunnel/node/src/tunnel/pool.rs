@@ -30,7 +30,7 @@ use ztunnel_mesh::name::Identity;
 use super::client::{DialError, NoSlot, Slot, Tunnel, dial};
 use super::early::Early;
 use super::inside;
-use super::open::{OpenError, Opened, connect_stream, failure};
+use super::open::{OpenError, Opened, Opening, failure};
 use super::settings::TunnelSettings;
 use super::stream::Stream;
 use crate::task::{LocalTasks, Shutdown, limit};
@@ -181,8 +181,13 @@ impl Pool {
     {
         let by = within.map(|within| Instant::now() + within);
         let (slot, origin) = self.slot(by, to, request, &connect).await?;
-        let settings = &self.0.settings;
-        let opened = connect_stream(settings, to.peer, slot, request, early).await;
+        let opening = Opening {
+            settings: &self.0.settings,
+            peer: to.peer,
+            request,
+            early,
+        };
+        let opened = opening.connect(slot).await;
         if let Err(OpenError::Silent { peer, after }) = opened {
             let silent = DialError::Silent { peer, after };
             self.0.take_for_dead(&Self::key(to, request), silent);
@@ -199,7 +204,7 @@ impl Pool {
             return opened;
         }
         let (slot, _) = self.slot(by, to, request, &connect).await?;
-        connect_stream(settings, to.peer, slot, request, early).await
+        opening.connect(slot).await
     }
 
     /// Opens a stream in a tunnel of its own, made inside of `outer`. The peer is the one that `outer` goes to; the
@@ -221,7 +226,13 @@ impl Pool {
             ..
         } = &*self.0;
         let slot = inside::dial(outer, to, settings, tasks, shutdown, metrics).await?;
-        connect_stream(settings, to.peer, slot, request, &Early::none()).await
+        let opening = Opening {
+            settings,
+            peer: to.peer,
+            request,
+            early: &Early::none(),
+        };
+        opening.connect(slot).await
     }
 
     /// A place in a tunnel: of one that is there, of one that somebody is making, or of a new one.
