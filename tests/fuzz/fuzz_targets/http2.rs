@@ -9,7 +9,7 @@
 //! wire take some bytes, or are of our side.
 #![no_main]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -165,18 +165,18 @@ impl World {
                 let status: &[u8] = if which == 4 { b"503" } else { b"200" };
                 let head = [Field::usual(":status", status)];
                 // Once: who answers has to know whether it did.
-                if self.heard.answered.insert(key_id(&key), ()).is_none() {
+                if self.heard.answered.insert(key) {
                     let _ = self.conn.answer(key, &head, which == 4);
                 }
             }
-            (17 | 18, Some(key)) if self.is_client || self.heard.has_answered(&key) => {
+            (17 | 18, Some(key)) if self.is_client || self.heard.answered.contains(&key) => {
                 let wanted = input.number()? + 1;
                 if let Poll::Ready(Ok(room)) = self.conn.poll_capacity(key, &mut cx, wanted) {
                     assert!(room > 0 && room <= wanted);
                     let _ = self.conn.send(key, vec![9; room].into(), step & 1 == 0);
                 }
             }
-            (19, Some(key)) if self.is_client || self.heard.has_answered(&key) => {
+            (19, Some(key)) if self.is_client || self.heard.answered.contains(&key) => {
                 let _ = self.conn.send(key, Bytes::new(), true);
             }
             (20, Some(key)) => {
@@ -234,11 +234,6 @@ fn frame(kind: u8, flags: u8, stream: u32, content: &[u8]) -> Vec<u8> {
     [&[a, b, c, kind, flags, d, e, f, g], content].concat()
 }
 
-/// A key shows its id to nobody else.
-fn key_id(key: &StreamKey) -> String {
-    format!("{key:?}")
-}
-
 /// What the peer was sent.
 #[derive(Default)]
 struct Heard {
@@ -248,14 +243,10 @@ struct Heard {
     over: HashMap<u32, bool>,
     /// The stream of which a head has begun.
     head: Option<u32>,
-    answered: HashMap<String, ()>,
+    answered: HashSet<StreamKey>,
 }
 
 impl Heard {
-    fn has_answered(&self, key: &StreamKey) -> bool {
-        self.answered.contains_key(&key_id(key))
-    }
-
     fn transmit(&mut self, conn: &mut Connection, mut room: usize) {
         let _ = conn.poll_transmit(|slices| {
             if room == 0 {
